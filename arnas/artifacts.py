@@ -1,0 +1,100 @@
+"""Artifacts: what stages hand to one another. A folder with `artifact.json`, tensors as safetensors, and a digest.
+
+`artifact.json` holds `kind`, `content` (what the stage says), `files` (their SHA-256), `digest` (over those three) and
+`origin` (versions, seconds, memory: what differs from run to run and is therefore outside the digest).
+"""
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from arnas.errors import InvalidInput
+
+SCHEMA = "arnas/1"
+
+
+def digest(value: Any) -> str:
+    """SHA-256 of a JSON value in canonical form, as 64 hex digits."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def file_digest(path: Path) -> str:
+    """SHA-256 of a file's bytes, as 64 hex digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@contextmanager
+def publish(path: str | Path) -> Iterator[Path]:
+    """Yield a temporary path beside `path`; what the block writes there becomes `path` at once, or never.
+
+    Raises:
+        InvalidInput: The place cannot be written, or its disk is full.
+    """
+    path = Path(path)
+    scratch = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        scratch = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+        yield scratch / path.name
+        if path.is_dir():
+            os.rename(path, scratch / "old")
+        os.replace(scratch / path.name, path)
+    except OSError as error:
+        raise InvalidInput(f"{path} cannot be written: {error.strerror or error}; name a folder with space and rights.") from error
+    finally:
+        if scratch is not None:
+            shutil.rmtree(scratch, ignore_errors=True)
+
+
+def write_text(path: str | Path, text: str) -> None:
+    """Write a text file at once, or not at all."""
+    with publish(path) as scratch:
+        scratch.write_text(text, encoding="utf-8")
+
+
+def write(folder: Path, kind: str, content: Mapping[str, Any], origin: Mapping[str, Any]) -> str:
+    """Complete the files of `folder`, already written, to an artifact; return its digest."""
+    files = {file.name: file_digest(file) for file in sorted(folder.iterdir())}
+    body = {"schema": SCHEMA, "kind": kind, "files": files, "content": content}
+    body |= {"digest": digest(body), "origin": origin}
+    (folder / "artifact.json").write_text(json.dumps(body, indent=1, allow_nan=False), encoding="utf-8")
+    return str(body["digest"])
+
+
+def read(path: str | Path, kind: str) -> dict[str, Any]:
+    """Read `artifact.json` and check every byte the artifact claims.
+
+    Returns:
+        The artifact's body: `content`, `digest`, `files`, `origin`.
+
+    Raises:
+        InvalidInput: There is none, it is of another kind, or it is damaged.
+    """
+    path = Path(path)
+    try:
+        body = json.loads((path / "artifact.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        raise InvalidInput(f"{path} is no artifact: its artifact.json is missing or damaged; give a folder that a stage wrote.") from None
+    if not isinstance(body, dict) or body.get("schema") != SCHEMA:
+        raise InvalidInput(f"{path}/artifact.json is not of schema {SCHEMA}; write it again with this version.")
+    if body.get("kind") != kind:
+        raise InvalidInput(f"{path} is {_article(str(body.get('kind')))}, but {_article(kind)} is needed here.")
+    claimed = {key: body[key] for key in ("schema", "kind", "files", "content")}
+    if digest(claimed) != body.get("digest"):
+        raise InvalidInput(f"{path}/artifact.json was changed after it was written; run its stage again.")
+    for name, expected in body["files"].items():
+        if not (path / name).is_file() or file_digest(path / name) != expected:
+            raise InvalidInput(f"{path}/{name} is missing or damaged; run its stage again.")
+    return body
+
+
+def _article(kind: str) -> str:
+    return f"{'an' if kind[:1] in 'aeiou' else 'a'} {kind}"

@@ -1,0 +1,432 @@
+"""The `arnas` program: every stage as a command. Options and their help come from the settings models."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+from cyclopts import App, CycloptsError, Group, Parameter, validators
+from pydantic import ValidationError
+
+import arnas
+from arnas import config
+from arnas.errors import Diverged, Interrupted, InvalidInput
+
+# Stages, and torch with them, are imported inside the commands, so that help comes at once.
+
+Section = TypeVar("Section", bound=config.Stage)
+
+app = App(
+    name="arnas",
+    version=arnas.__version__,
+    help="Search, train and certify image classifiers that are accurate and withstand adversarial attack.\n\n"
+    "A run in order: prepare, search, derive, retrain, whitebox, blackbox, transfer, report. Each command says in one "
+    "sentence what is wrong with its input, saves its state when it is interrupted, and goes on when it is started again.",
+    help_format="plaintext",
+)
+
+
+def _shown(value: Any) -> str:
+    """Intensities read best as n/255."""
+    levels = value * 255 if isinstance(value, float) else 0
+    return f"{levels:.0f}/255" if 0 < levels <= 16 and abs(levels - round(levels)) < 1e-9 else str(value)
+
+
+SETTINGS = Group("Settings (defaults shown are the paper's; the preset replaces them, and options replace the preset's)")
+Flat = Parameter(name="*", group=SETTINGS, show_default=_shown)
+Named = Parameter(group=SETTINGS, show_default=_shown)
+Preset = Annotated[
+    str, Parameter(help=f"Settings to begin with: {', '.join(config.presets())}, or a YAML file of your own.")
+]
+Checkpoints = Annotated[
+    Path | None, Parameter(help="Folder where unfinished and finished work is kept (default: .checkpoints beside the output).")
+]
+Device = Annotated[str, Parameter(help="auto, cpu, cuda, cuda:N or mps.")]
+Positive = Annotated[int | None, Parameter(validator=validators.Number(gte=1))]
+
+
+@app.command
+def prepare(
+    output: Path,
+    /,
+    *,
+    preset: Preset = "cifar10",
+    section: Literal["prepare", "transfer"] = "prepare",
+    settings: Annotated[config.Prepare, Flat] = config.Prepare(),
+) -> dict[str, Any]:
+    """Read a data set, check it, and split it: weights, architecture, hold-out, test.
+
+    Example: arnas prepare out/images --dataset digits
+
+    Parameters
+    ----------
+    output
+        Folder to write: the image set.
+    section
+        Section of the preset to begin with: its first data set, or the one for the transfer.
+    """
+    from arnas.stages import prepare
+
+    return prepare.run(output, _changed(getattr(config.load(preset), section), settings))
+
+
+@app.command
+def search(
+    images: Path,
+    output: Path,
+    /,
+    *,
+    preset: Preset = "cifar10",
+    checkpoints: Checkpoints = None,
+    device: Device = "auto",
+    settings: Annotated[config.Search, Flat] = config.Search(),
+) -> dict[str, Any]:
+    """Search an architecture: train a supernet and choose among its operations, for accuracy and robustness at once.
+
+    Example: arnas search out/images out/supernet --preset digits --epochs 3 --epsilon 8/255
+
+    Parameters
+    ----------
+    images
+        Image set, as written by arnas prepare.
+    output
+        Folder to write: the searched supernet with its history.
+    """
+    from arnas.stages import search
+
+    chosen = _changed(config.load(preset).search, settings)
+    return search.run(images, output, chosen, checkpoints=_kept(checkpoints, output), device=device)
+
+
+@app.command
+def derive(supernet: Path, output: Path, /, *, drawing: Path | None = None) -> dict[str, Any]:
+    """Derive the architecture (genotype) that a searched supernet prefers.
+
+    Example: arnas derive out/supernet out/genotype.json --drawing out/cells.svg
+
+    Parameters
+    ----------
+    supernet
+        Searched supernet, as written by arnas search.
+    output
+        JSON file to write: the genotype.
+    drawing
+        SVG file to write: the three cells, drawn.
+    """
+    from arnas.stages import derive
+
+    return derive.run(supernet, output, drawing=drawing)
+
+
+@app.command
+def retrain(
+    images: Path,
+    output: Path,
+    /,
+    *,
+    genotype: Path | None = None,
+    model: str = "searched",
+    preset: Preset = "cifar10",
+    checkpoints: Checkpoints = None,
+    device: Device = "auto",
+    settings: Annotated[config.Retrain, Flat] = config.Retrain(),
+) -> dict[str, Any]:
+    """Train one network adversarially, and keep the weights that are most robust on the hold-out.
+
+    Example: arnas retrain out/images out/model --genotype out/genotype.json --preset digits
+
+    Parameters
+    ----------
+    images
+        Image set, as written by arnas prepare.
+    output
+        Folder to write: the trained model with its history.
+    genotype
+        Genotype file, as written by arnas derive; needed where the architecture is "searched".
+    model
+        Which of the preset's models to train; also the name that the result goes by.
+    """
+    from arnas.stages import retrain
+
+    chosen = _changed(config.load(preset).recipe(model), settings)
+    kept = _kept(checkpoints, output)
+    return retrain.run(images, output, chosen, name=model, genotype=genotype, checkpoints=kept, device=device)
+
+
+@app.command
+def whitebox(
+    model: Path,
+    image_set: Annotated[Path, Parameter(name="IMAGES")],
+    output: Path,
+    /,
+    *,
+    preset: Preset = "cifar10",
+    checkpoints: Checkpoints = None,
+    device: Device = "auto",
+    settings: Annotated[config.Whitebox, Flat] = config.Whitebox(),
+) -> dict[str, Any]:
+    """Attack a model with full sight of it: FGSM, PGD-20, PGD-100, AutoAttack.
+
+    Example: arnas whitebox out/model out/images out/evaluation --images 500 --autoattack-images 100
+
+    Parameters
+    ----------
+    model
+        Trained model, as written by arnas retrain.
+    image_set
+        Image set, as written by arnas prepare; its test part is attacked.
+    output
+        Folder to write: accuracies with intervals, and the outcome for every image.
+    """
+    from arnas.stages import whitebox
+
+    chosen = _changed(config.load(preset).whitebox, settings)
+    return whitebox.run(model, image_set, output, chosen, checkpoints=_kept(checkpoints, output), device=device)
+
+
+@app.command
+def blackbox(
+    image_set: Annotated[Path, Parameter(name="IMAGES")],
+    output: Path,
+    /,
+    *models: Path,
+    preset: Preset = "cifar10",
+    checkpoints: Checkpoints = None,
+    device: Device = "auto",
+    settings: Annotated[config.Blackbox, Flat] = config.Blackbox(),
+) -> dict[str, Any]:
+    """Attack models without sight of them: adversarial examples carried from each model to each, and Square.
+
+    Example: arnas blackbox out/images out/blackbox out/model-a out/model-b --images 500
+
+    Parameters
+    ----------
+    image_set
+        Image set, as written by arnas prepare; its test part is attacked.
+    output
+        Folder to write: the matrix of accuracies, source by target, and those under Square.
+    models
+        Trained models, as written by arnas retrain.
+    """
+    from arnas.stages import blackbox
+
+    chosen = _changed(config.load(preset).blackbox, settings)
+    kept = _kept(checkpoints, output)
+    return blackbox.run(list(models), image_set, output, chosen, checkpoints=kept, device=device)
+
+
+@app.command
+def transfer(
+    genotype: Path,
+    images: Path,
+    model_output: Path,
+    evaluation_output: Path,
+    /,
+    *,
+    preset: Preset = "cifar10",
+    checkpoints: Checkpoints = None,
+    device: Device = "auto",
+    retrain: Annotated[config.Retrain, Named] = config.Retrain(),
+    whitebox: Annotated[config.Whitebox, Named] = config.Whitebox(),
+) -> dict[str, Any]:
+    """Train and attack a searched architecture on another data set.
+
+    Example: arnas transfer out/genotype.json out/other-images out/other-model out/other-evaluation --retrain.epochs 30
+
+    Parameters
+    ----------
+    genotype
+        Genotype file, as written by arnas derive.
+    images
+        Image set of the other data, as written by arnas prepare.
+    model_output
+        Folder to write: the trained model.
+    evaluation_output
+        Folder to write: its white-box evaluation.
+    """
+    from arnas.stages import transfer
+
+    base = config.load(preset)
+    return transfer.run(
+        genotype,
+        images,
+        model_output,
+        evaluation_output,
+        _changed(base.retrain, retrain),
+        _changed(base.whitebox, whitebox),
+        checkpoints=_kept(checkpoints, model_output),
+        device=device,
+    )
+
+
+Several = Parameter(consume_multiple=True, negative="")
+
+
+@app.command
+def report(
+    html: Path,
+    scores: Path,
+    /,
+    *,
+    images: Path,
+    supernet: Path,
+    genotype: Path,
+    models: Annotated[list[Path], Several],
+    evaluations: Annotated[list[Path], Several],
+    blackbox: Path,
+    transfer: tuple[Path, Path] | None = None,
+    preset: Preset = "cifar10",
+    set: Annotated[list[str] | None, Several] = None,
+) -> dict[str, Any]:
+    """Write one page with everything that was found, and the scores as JSON.
+
+    Example: arnas report out/report.html out/scores.json --images out/images --supernet out/supernet
+    --genotype out/genotype.json --models out/model --evaluations out/evaluation --blackbox out/blackbox
+
+    Parameters
+    ----------
+    html
+        HTML file to write; it needs no other file.
+    scores
+        JSON file to write.
+    images
+        Image set, as written by arnas prepare.
+    supernet
+        Searched supernet, as written by arnas search.
+    genotype
+        Genotype file, as written by arnas derive.
+    models
+        Trained models, as written by arnas retrain.
+    evaluations
+        Their evaluations by arnas whitebox, in the same order.
+    blackbox
+        Evaluation by arnas blackbox.
+    transfer
+        The model and the evaluation that arnas transfer wrote.
+    set
+        Changes that were made to the preset, such as search.epochs=3.
+    """
+    from arnas.stages import report
+
+    return report.run(
+        html,
+        scores,
+        images=images,
+        supernet=supernet,
+        genotype=genotype,
+        models=models,
+        evaluations=evaluations,
+        blackbox=blackbox,
+        transfer=transfer,
+        settings=config.load(preset, config.assignments(set or [])),
+    )
+
+
+@app.command
+def info(
+    genotype: str | None = None,
+    /,
+    *,
+    supernet: Annotated[bool, Parameter(negative="")] = False,
+    channels: Positive = None,
+    layers: Positive = None,
+    layout: str | None = None,
+    classes: Positive = 10,
+    image_size: Positive = 32,
+    json: Annotated[bool, Parameter(negative="")] = False,
+) -> dict[str, Any] | str:
+    """Size of a network: parameters and multiply-accumulates for one RGB image, without the auxiliary head.
+
+    Example: arnas info arnas-cifar10 --channels 36 --layers 20
+
+    Parameters
+    ----------
+    genotype
+        Genotype file, name of a published genotype such as arnas-cifar10, or resnet18.
+    supernet
+        The supernet of the search instead.
+    channels
+        Initial number of filters, C (default: 64; 24 for the supernet).
+    layers
+        Number of cells, L (default: 20; 8 for the supernet).
+    layout
+        Cell kinds and widths, such as "A1 A1 D2 A2 A2 D2 R2 R2" (default: the genotype's, or the paper's for L cells).
+    classes
+        Number of classes.
+    image_size
+        Pixels a side.
+    json
+        Print JSON.
+    """
+    from arnas.space import size
+
+    described = size.info(
+        genotype,
+        supernet=supernet,
+        channels=channels or (24 if supernet else 64),
+        layers=layers or (8 if supernet else 20),
+        layout=layout,
+        classes=classes or 10,
+        image_size=image_size or 32,
+    )
+    if json:
+        return described
+    lines = {
+        "network": f"{described['network']}, C={described['channels']}, {described['classes']} classes",
+        "layout": described.get("layout", "-"),
+        "parameters": f"{described['parameters']:,} ({described['parameters'] / 1e6:.3f} M)",
+        "multiply-accumulates": f"{described['macs']:,} ({described['macs'] / 1e9:.3f} G) "
+        f"for an image of {described['image_size']} x {described['image_size']} pixels",
+    }
+    return "\n".join(f"{name:<22}{text}" for name, text in lines.items())
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run one command; prints what it returns, as JSON.
+
+    Exit status: 0, 2 for input that cannot be used, 3 for a loss that is no longer finite, 128 + N for signal N.
+    """
+    try:
+        figures = app(arguments, print_error=False, exit_on_error=False, result_action="return_value")
+    except CycloptsError as error:
+        _leave(2, _sentence(error))
+    except InvalidInput as error:
+        _leave(2, str(error))
+    except Diverged as error:
+        _leave(3, str(error))
+    except Interrupted as error:
+        _leave(int(str(error.code)), error.message)
+    except KeyboardInterrupt:
+        _leave(130, "Interrupted.")
+    if figures is not None:
+        print(figures if isinstance(figures, str) else json.dumps(figures, indent=1))
+
+
+def _changed(base: Section, given: Section) -> Section:
+    """The preset's section with those options that were given."""
+    explicit = {name: getattr(given, name) for name in given.model_fields_set}
+    return config.validate(type(base), base.model_dump() | explicit, "options")
+
+
+def _kept(checkpoints: Path | None, output: Path) -> Path:
+    return checkpoints or output.parent / ".checkpoints"
+
+
+def _sentence(error: CycloptsError) -> str:
+    """Cyclopts' complaint on one line; where it quotes pydantic, the options and what is wrong with them."""
+    if not isinstance(error.__cause__, ValidationError):
+        return " ".join(str(error).split())
+    complaints = []
+    for item in error.__cause__.errors():
+        option = ".".join(str(part).replace("_", "-") for part in item["loc"])
+        complaints.append(f"--{option} {item['input']}: {item['msg'].removeprefix('Value error, ').rstrip('.')}")
+    return "; ".join(complaints) + "."
+
+
+def _leave(status: int, message: str) -> None:
+    print(message, file=sys.stderr)
+    sys.exit(status)
+
+
+if __name__ == "__main__":
+    main()

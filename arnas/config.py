@@ -1,0 +1,292 @@
+"""The settings of every stage: one frozen model each, YAML presets, overrides; nothing unknown passes."""
+
+import difflib
+from collections.abc import Iterable, Mapping
+from fractions import Fraction
+from importlib import resources
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, TypeVar
+
+import yaml
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from arnas.errors import InvalidInput
+
+Model = TypeVar("Model", bound=BaseModel)
+
+
+def _intensity(value: float | str) -> float:
+    try:
+        number = float(Fraction(value)) if isinstance(value, str) else float(value)
+    except (ValueError, ZeroDivisionError):
+        raise ValueError(f"{value!r} is no pixel intensity; write a number or a fraction such as 8/255") from None
+    if not 0 <= number <= 1:
+        raise ValueError(f"{value} is outside [0, 1], the range of pixels; write for example 8/255")
+    return number
+
+
+if TYPE_CHECKING:
+    Intensity = float
+else:  # a string is accepted so that files and command lines can say 8/255
+    Intensity = Annotated[float | str, AfterValidator(_intensity)]
+
+
+class Stage(BaseModel):
+    """What all stages have in common."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    seed: int = Field(0, ge=0, lt=2**63, description="Seed of every random choice of the stage.")
+
+
+class Prepare(Stage):
+    """Data preparation: which images, and how they are split."""
+
+    dataset: Literal["digits", "glyphs", "cifar10", "folder"] = Field(
+        "cifar10",
+        description="digits (bundled with scikit-learn), glyphs (letters A-J drawn in matplotlib's fonts), cifar10 "
+        "(a cifar-10-batches-py folder), or folder (a folder of class folders, or one with train/ and test/ in it).",
+    )
+    path: str | None = Field(None, description="Where the data set lies; digits and glyphs need none.")
+    image_size: int | None = Field(
+        None, ge=8, le=512, description="Resize to this many pixels a side (default: as stored)."
+    )
+    train_limit: int | None = Field(None, ge=1, description="Use at most this many training images, class by class.")
+    test_limit: int | None = Field(None, ge=1, description="Use at most this many test images, class by class.")
+    test_fraction: float = Field(
+        0.2, gt=0, lt=1, description="Share of the images kept for the test where the data set has no test part."
+    )
+    holdout_fraction: float = Field(
+        0.05, gt=0, lt=1, description="Share of the training images held out to select the best model."
+    )
+
+
+class Augmentation(BaseModel):
+    """Random changes of training images."""
+
+    crop_padding: int = Field(4, ge=0, le=64, description="Random crop after padding by this many pixels.")
+    flip: bool = Field(True, description="Random horizontal flip.")
+
+
+class Adversary(BaseModel):
+    """The linf PGD adversary of search and training."""
+
+    epsilon: Intensity = Field(8 / 255, description="Radius of the linf ball around an image, in [0, 1].")
+    step_size: Intensity = Field(2 / 255, description="Step of one PGD iteration, in [0, 1].")
+    attack_steps: int = Field(7, ge=1, le=1000, description="PGD iterations.")
+
+
+class Search(Adversary, Augmentation, Stage):
+    """Supernet search (paper section 3; the reference settings are the defaults)."""
+
+    channels: int = Field(24, ge=1, description="Initial number of filters, C.")
+    layers: int = Field(8, ge=3, le=100, description="Number of cells, L, where no layout is given.")
+    layout: str | None = Field(
+        None, description='Cell kinds and widths in multiples of C, such as "A1 A1 D2 A2 A2 D2 R2 R2" (default: the paper\'s).'
+    )
+    epochs: int = Field(50, ge=1)
+    batch_size: int = Field(32, ge=2, description="Images a step, from each half of the training set.")
+    adversarial_weight: float = Field(0.1, ge=0, description="Weight lambda of the adversarial objective.")
+    hypergradient: Literal["finite_difference", "exact", "first_order"] = Field(
+        "finite_difference", description="How the architecture's gradient passes through the virtual weight step."
+    )
+    combination: str = Field(
+        "min_norm", description="How the two hypergradients are combined: min_norm, sum, or an aggregator of torchjd by name."
+    )
+    learning_rate: float = Field(0.025, gt=0, description="Of the weights, at the start of a cosine.")
+    final_learning_rate: float = Field(0.001, ge=0, description="Of the weights, at the end of the cosine.")
+    momentum: float = Field(0.9, ge=0, lt=1)
+    weight_decay: float = Field(3e-4, ge=0)
+    gradient_clip: float = Field(5.0, gt=0, description="Largest norm of the weights' gradient.")
+    architecture_learning_rate: float = Field(3e-4, gt=0)
+    architecture_weight_decay: float = Field(1e-3, ge=0)
+    collapse_limit: int = Field(
+        4, ge=1, le=8, description="Report a collapse when a normal cell has this many skip connections or more."
+    )
+
+
+class Retrain(Adversary, Augmentation, Stage):
+    """Adversarial training of one network."""
+
+    architecture: str = Field(
+        "searched",
+        description="searched (the genotype handed over), the name of a published genotype such as arnas-cifar10, or resnet18.",
+    )
+    channels: int = Field(64, ge=1, description="Initial number of filters, C.")
+    layers: int = Field(20, ge=3, le=100, description="Number of cells, L, where no layout is given.")
+    layout: str | None = Field(None, description="Cell kinds and widths; default: the genotype's way of placing L cells.")
+    epochs: int = Field(200, ge=1)
+    batch_size: int = Field(32, ge=2)
+    loss: Literal["pgd_at", "trades", "mart", "natural"] = Field("pgd_at", description="natural trains without attacks.")
+    beta: float = Field(6.0, ge=0, description="Weight of the robustness term of trades and mart.")
+    schedule: Literal["piecewise", "cyclic"] = Field(
+        "piecewise", description="piecewise: x0.1 at half, x0.01 at three quarters; cyclic: up to the middle and down to zero."
+    )
+    learning_rate: float = Field(0.1, gt=0)
+    momentum: float = Field(0.9, ge=0, lt=1)
+    weight_decay: float = Field(1e-4, ge=0)
+    gradient_clip: float = Field(5.0, gt=0)
+    step_size: Intensity = Field(0.01, description="Step of one PGD iteration, in [0, 1].")
+    cutout: int = Field(16, ge=0, description="Side of the square that is blanked, in pixels; 0 for none.")
+    auxiliary_weight: float = Field(
+        0.4, ge=0, description="Weight of the auxiliary head at the last reduction; 0 leaves it out."
+    )
+    drop_path: float = Field(0.0, ge=0, lt=1, description="Largest probability of dropping a path; rises linearly.")
+    weight_averaging: float = Field(
+        0.0, ge=0, lt=1, description="Decay of the averaged weights that are kept in place of the raw ones; 0 for none."
+    )
+    selection_steps: int = Field(10, ge=1, description="PGD steps on the hold-out that select the best epoch.")
+    selection_images: int = Field(2500, ge=1, description="Hold-out images used for it, at most.")
+
+
+class Whitebox(Stage):
+    """Attacks that see the network: FGSM, PGD-20, PGD-100, AutoAttack."""
+
+    epsilon: Intensity = Field(8 / 255, description="Radius of the linf ball, in [0, 1].")
+    step_size: Intensity = Field(2 / 255, description="Step of PGD-20 and PGD-100, in [0, 1].")
+    images: int = Field(10_000, ge=1, description="Test images attacked, at most.")
+    autoattack_images: int = Field(10_000, ge=0, description="Of those, the first this many under AutoAttack; 0 leaves it out.")
+    block_size: int = Field(250, ge=1, description="Images attacked together; a finished block is never computed again.")
+    examples: int = Field(6, ge=0, description="Attacked images kept for the report.")
+
+
+class Blackbox(Stage):
+    """Attacks that do not see the network: transferred examples, and Square."""
+
+    epsilon: Intensity = Field(8 / 255, description="Radius of the linf ball, in [0, 1].")
+    step_size: Intensity = Field(2 / 255, description="Step of the sources' PGD, in [0, 1].")
+    attack_steps: int = Field(20, ge=1, description="PGD steps on the source network.")
+    images: int = Field(10_000, ge=1, description="Test images attacked, at most.")
+    square_images: int = Field(1_000, ge=0, description="Of those, the first this many under Square; 0 leaves it out.")
+    square_queries: int = Field(5_000, ge=1, description="Queries Square may ask for an image.")
+    block_size: int = Field(250, ge=1, description="Images attacked together; a finished block is never computed again.")
+
+
+class Settings(BaseModel):
+    """Everything that one run of the pipeline is told."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    prepare: Prepare = Prepare()
+    search: Search = Search()
+    retrain: Retrain = Retrain()
+    models: dict[str, dict[str, Any]] = {"searched": {}}
+    whitebox: Whitebox = Whitebox()
+    blackbox: Blackbox = Blackbox()
+    transfer: Prepare = Prepare()
+
+    def recipe(self, model: str) -> Retrain:
+        """The training settings of one of `models`: the common recipe with the model's own changes.
+
+        Raises:
+            InvalidInput: No model of that name.
+        """
+        if model not in self.models:
+            raise InvalidInput(f"models has no {model!r}; it has {', '.join(self.models)}.")
+        return validate(Retrain, self.retrain.model_dump() | self.models[model], f"models.{model}")
+
+    @model_validator(mode="after")
+    def _models_train(self) -> Self:
+        for model in self.models:
+            self.recipe(model)
+        return self
+
+
+def presets() -> list[str]:
+    """Names of the presets that come with the package."""
+    return sorted(entry.name[:-5] for entry in resources.files("arnas.presets").iterdir() if entry.name.endswith(".yaml"))
+
+
+def load(preset: str = "cifar10", overrides: Mapping[str, Any] | None = None) -> Settings:
+    """Read a preset and change some of it.
+
+    Args:
+        preset: Name of a preset of the package, or path of a YAML file with the same sections.
+        overrides: Changes, nested (`{"search": {"epochs": 3}}`) or dotted (`{"search.epochs": 3}`). `seed` sets the
+            seed of every stage that has none of its own.
+
+    Raises:
+        InvalidInput: The preset does not exist or a setting is unknown or out of range.
+    """
+    values = _read_preset(preset)
+    for key, value in (overrides or {}).items():
+        _assign(values, key.split("."), value)
+    seed = values.pop("seed", 0)
+    for name, field in Settings.model_fields.items():
+        if isinstance(field.annotation, type) and issubclass(field.annotation, Stage):
+            section = values.setdefault(name, {})
+            if isinstance(section, dict):
+                section.setdefault("seed", seed)
+    return validate(Settings, values, f"preset {preset}")
+
+
+def assignments(texts: Iterable[str]) -> dict[str, Any]:
+    """Overrides from command-line words such as `search.epochs=3`; values are YAML.
+
+    Raises:
+        InvalidInput: A word is no assignment.
+    """
+    overrides = {}
+    for text in texts:
+        key, equals, value = text.partition("=")
+        try:
+            if not (key and equals):
+                raise ValueError
+            overrides[key] = yaml.safe_load(value)
+        except (ValueError, yaml.YAMLError):
+            raise InvalidInput(f"{text!r} sets nothing; write KEY=VALUE, such as search.epochs=3.") from None
+    return overrides
+
+
+def validate(model: type[Model], values: Any, place: str) -> Model:
+    """Build a settings model; a mistake becomes one sentence that names the value, the place and what would be right."""
+    try:
+        return model.model_validate(values)
+    except ValidationError as error:
+        raise InvalidInput("; ".join(_explain(model, item, place) for item in error.errors()) + ".") from None
+
+
+def _read_preset(preset: str) -> dict[str, Any]:
+    if preset in presets():
+        text = resources.files("arnas.presets").joinpath(f"{preset}.yaml").read_text()
+    elif Path(preset).is_file():
+        text = Path(preset).read_text()
+    else:
+        raise InvalidInput(f"There is no preset {preset!r}; name one of {', '.join(presets())}, or a YAML file.")
+    try:
+        values = yaml.safe_load(text) or {}
+    except yaml.YAMLError as error:
+        raise InvalidInput(f"{preset} is not readable YAML: {' '.join(str(error).split())}.") from None
+    if not isinstance(values, dict):
+        raise InvalidInput(f"{preset} must have sections such as search: and retrain:, but holds {values!r}.")
+    return values
+
+
+def _assign(values: dict[str, Any], path: list[str], value: Any) -> None:
+    """values.a.b = value; a mapping is merged into the one that is there."""
+    *sections, last = path
+    for section in sections:
+        values = values.setdefault(section, {})
+        if not isinstance(values, dict):
+            raise InvalidInput(f"{'.'.join(path)} cannot be set, since {section} is no section.")
+    if isinstance(value, Mapping) and isinstance(values.get(last), dict):
+        for key, inner in value.items():
+            _assign(values[last], key.split("."), inner)
+    else:
+        values[last] = value
+
+
+def _explain(model: type[BaseModel], error: Any, place: str) -> str:
+    where = ".".join(str(part) for part in error["loc"])
+    if error["type"] == "extra_forbidden":
+        known = _fields(model, error["loc"][:-1])
+        near = difflib.get_close_matches(str(error["loc"][-1]), known, n=3, cutoff=0.5) or known
+        return f"{place} has no setting {where}; near it are {', '.join(near)}"
+    message = error["msg"].removeprefix("Value error, ").rstrip(".")
+    return f"{place}: {where} = {error['input']!r}: {message}" if where else f"{place}: {message}"
+
+
+def _fields(model: type[BaseModel], path: tuple[str | int, ...]) -> list[str]:
+    for part in path:
+        model = model.model_fields[str(part)].annotation  # type: ignore[assignment]
+    return list(model.model_fields)

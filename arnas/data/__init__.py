@@ -1,0 +1,1 @@
+"""Data sets, and the image sets that stages share."""

@@ -1,0 +1,116 @@
+"""Attacks that see the network, on the test images in fixed blocks: FGSM, PGD-20, PGD-100, AutoAttack.
+
+A sample that is wrong when clean is not robust, and is not attacked.
+"""
+
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from arnas import runtime
+from arnas.attacks import FGSM, PGD, Attack, AutoAttack
+from arnas.attacks.autoattack import PARTS
+from arnas.config import Whitebox
+from arnas.data.image_set import ImageSet
+from arnas.evaluation.models import predict
+from arnas.evaluation.units import Unit
+
+WRONG, ROBUST = -2, -1  # values of autoattack_first that name no attack
+_PART_PASSES = dict(zip(PARTS, (300, 2700, 3600, 5000), strict=True))
+
+
+@dataclass(frozen=True)
+class WhiteboxEvaluation:
+    """The evaluation of one model as units of work upon a state.
+
+    Args:
+        model: In eval mode, on the device of the images.
+        state: As `begin` made it, or as a checkpoint gave it back. `outcomes`: bool [n] by attack, still right.
+            `autoattack_first`: int8 [m], index in `PARTS` of the attack that broke a sample, or ROBUST, or WRONG when
+            clean. `examples`: of the first attacked samples, their places in the test split int64 [k], their PGD-20
+            images [k, C, H, W] and what the model takes them for int64 [k]. `warnings`: pyautoattack's.
+    """
+
+    model: nn.Module
+    images: ImageSet
+    settings: Whitebox
+    state: dict[str, Any]
+
+    @staticmethod
+    def begin(images: ImageSet, settings: Whitebox) -> dict[str, Any]:
+        """The state when nothing is done."""
+        total = min(settings.images, len(images.splits["test"]))
+        return {
+            "done": 0,
+            "outcomes": {name: torch.zeros(total, dtype=torch.bool) for name in ("clean", "fgsm", "pgd20", "pgd100")},
+            "autoattack_first": torch.full([min(total, settings.autoattack_images)], WRONG, dtype=torch.int8),
+            "examples": {
+                "places": torch.zeros(0, dtype=torch.int64),
+                "adversarial": torch.zeros(0, *images.shape),
+                "prediction": torch.zeros(0, dtype=torch.int64),
+            },
+            "warnings": [],
+        }
+
+    def units(self) -> list[Unit]:
+        """All work, block by block."""
+        epsilon, step_size = self.settings.epsilon, self.settings.step_size
+        total, autoattacked = len(self.state["outcomes"]["clean"]), len(self.state["autoattack_first"])
+        units = []
+        for start in range(0, total, self.settings.block_size):
+            block = torch.arange(start, min(start + self.settings.block_size, total))
+            units += [
+                Unit(partial(self._clean, block), len(block)),
+                Unit(partial(self._attack, block, "fgsm", FGSM(epsilon)), 4 * len(block)),
+                Unit(partial(self._attack, block, "pgd20", PGD(epsilon, step_size, 20)), 61 * len(block)),
+                Unit(partial(self._attack, block, "pgd100", PGD(epsilon, step_size, 100)), 301 * len(block)),
+            ]
+            block = block[block < autoattacked]
+            if len(block):
+                for part, passes in _PART_PASSES.items():
+                    units.append(Unit(partial(self._autoattack, block, part), passes * len(block)))
+        return units
+
+    def _clean(self, block: Tensor) -> None:
+        images, labels = self._batch(block)
+        right = (predict(self.model, images) == labels).cpu()
+        self.state["outcomes"]["clean"][block] = right
+        first = self.state["autoattack_first"]
+        first[block[right & (block < len(first))]] = ROBUST
+
+    def _attack(self, block: Tensor, name: str, attack: Attack) -> None:
+        places = block[self.state["outcomes"]["clean"][block]]
+        if not len(places):
+            return
+        images, labels = self._batch(places)
+        runtime.seed(self.settings.seed, "whitebox", name, int(block[0]))
+        adversarial = attack(self.model, images, labels)
+        prediction = predict(self.model, adversarial)
+        self.state["outcomes"][name][places] = (prediction == labels).cpu()
+        if name == "pgd20":
+            self._keep_examples(places, adversarial.cpu(), prediction.cpu())
+
+    def _keep_examples(self, places: Tensor, adversarial: Tensor, prediction: Tensor) -> None:
+        kept = self.state["examples"]
+        more = self.settings.examples - len(kept["places"])
+        for name, values in (("places", places), ("adversarial", adversarial), ("prediction", prediction)):
+            kept[name] = torch.cat([kept[name], values[:more]])
+
+    def _autoattack(self, block: Tensor, part: str) -> None:
+        first = self.state["autoattack_first"]
+        places = block[first[block] == ROBUST]
+        if not len(places):
+            return
+        images, labels = self._batch(places)
+        runtime.seed(self.settings.seed, "whitebox", "autoattack", int(block[0]))
+        attack = AutoAttack(self.settings.epsilon, seed=torch.initial_seed())
+        _, broken, warnings = attack.part(part, self.model, images, labels)
+        first[places[broken.cpu()]] = PARTS.index(part)
+        known = self.state["warnings"]
+        known += [warning for warning in warnings if warning not in known]
+
+    def _batch(self, places: Tensor) -> tuple[Tensor, Tensor]:
+        return self.images.batch(self.images.splits["test"].cpu()[places])

@@ -1,0 +1,154 @@
+"""What every stage needs of the machine: a device, seeds, progress, versions, memory."""
+
+import hashlib
+import importlib.metadata
+import math
+import platform
+import resource
+import sys
+import time
+from collections.abc import Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any, TextIO
+
+import torch
+from tqdm import tqdm
+
+import arnas
+from arnas.errors import Diverged, InvalidInput
+
+
+def device(name: str = "auto") -> torch.device:
+    """The device to compute on.
+
+    Args:
+        name: auto (CUDA, else mps, else the CPU), cpu, cuda, cuda:N or mps.
+
+    Raises:
+        InvalidInput: The device was asked for and is not there.
+    """
+    present = ["cpu"]
+    if torch.backends.mps.is_available():
+        present.append("mps")
+    if torch.cuda.is_available():
+        present += ["cuda", *(f"cuda:{index}" for index in range(torch.cuda.device_count()))]
+    if name == "auto":
+        name = "cuda" if "cuda" in present else present[-1]
+    if name not in present:
+        raise InvalidInput(f"device {name!r} is not here; this machine has {', '.join(present)} (or say auto).")
+    return torch.device(name)
+
+
+def prepare(name: str = "auto") -> torch.device:
+    """Choose the device and set its arithmetic: true fp32, since TF32 spoils hypergradients and reported robustness."""
+    chosen = device(name)
+    torch.backends.cuda.matmul.allow_tf32 = False
+    torch.backends.cudnn.allow_tf32 = False
+    return chosen
+
+
+def seed(*parts: int | str) -> None:
+    """Seed torch's global generators by a seed and the place of its use, such as (0, "search", epoch, step).
+
+    Random numbers are thereby a function of the place: a resumed run needs no generator state.
+    """
+    name = "/".join(str(part) for part in parts)
+    torch.manual_seed(int.from_bytes(hashlib.sha256(name.encode()).digest()[:7]))
+
+
+def require_finite(loss: float, stage: str, place: str) -> None:
+    """Stop a stage whose loss is not finite; what was saved before stays.
+
+    Raises:
+        Diverged: `loss` is infinite or not a number.
+    """
+    if not math.isfinite(loss):
+        raise Diverged(f"{stage}: the loss became {loss} at {place}; the last good checkpoint is kept. Lower the learning rate.")
+
+
+@cache
+def code_digest(*packages: str) -> str:
+    """Digest of the sources of some of our packages: results of other code are not reused."""
+    root = Path(arnas.__file__).parent
+    total = hashlib.sha256(arnas.__version__.encode())
+    for package in sorted(packages):
+        for file in sorted((root / package).rglob("*.py")):
+            total.update(file.read_bytes())
+    return total.hexdigest()
+
+
+def versions() -> dict[str, str]:
+    """Versions of what computes."""
+    names = ("torch", "torchvision", "numpy", "scikit-learn", "pyautoattack", "torchjd")
+    return {"arnas": arnas.__version__, "python": platform.python_version()} | {
+        name: importlib.metadata.version(name) for name in names
+    }
+
+
+class Origin:
+    """Where and how an artifact came about: begun when a stage begins, read when it writes."""
+
+    def __init__(self, chosen: torch.device | str = "cpu"):
+        self.device = torch.device(chosen)
+        self.begun = time.monotonic()
+
+    def report(self) -> dict[str, Any]:
+        """Versions, device, seconds since the beginning, peak memory in MiB."""
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
+        report = {
+            "versions": versions(),
+            "device": torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else str(self.device),
+            "seconds": round(time.monotonic() - self.begun, 2),
+            "peak_memory_mib": round(peak),
+        }
+        if self.device.type == "cuda":
+            report["peak_gpu_memory_mib"] = round(torch.cuda.max_memory_allocated(self.device) / 2**20)
+        return report
+
+
+class Progress:
+    """A progress bar with an estimate of the end; whole lines where the output is no terminal."""
+
+    def __init__(self, stage: str, total: int, done: int = 0, unit: str = "step", file: TextIO | None = None):
+        file = file or sys.stderr
+        live = file.isatty()
+        self._bar = tqdm(
+            total=total,
+            initial=done,
+            unit=unit,
+            desc=f"[{stage}]",
+            file=file if live else _Lines(file),
+            mininterval=0.2 if live else 5.0,
+            dynamic_ncols=live,
+            ncols=None if live else 110,
+            disable=False,
+        )
+
+    def advance(self, figures: Mapping[str, float] | None = None, count: int = 1) -> None:
+        """Count finished units and show the latest figures."""
+        if figures:
+            self._bar.set_postfix({name: f"{value:.3g}" for name, value in figures.items()}, refresh=False)
+        self._bar.update(count)
+
+    def close(self) -> None:
+        self._bar.close()
+
+
+class _Lines:
+    """A bar redraws itself with carriage returns; in a log each drawing is a line."""
+
+    def __init__(self, file: TextIO):
+        self._file = file
+
+    def write(self, text: str) -> int:
+        text = text.strip("\r\n ")
+        return self._file.write(text + "\n") if text else 0
+
+    def flush(self) -> None:
+        self._file.flush()
+
+
+def say(stage: str, message: str) -> None:
+    """One line to the person who watches."""
+    print(f"[{stage}] {message}", file=sys.stderr, flush=True)

@@ -1,0 +1,59 @@
+"""Combining the two hypergradients, natural and adversarial, into one direction (MGDA, paper section 3.2)."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from arnas.errors import InvalidInput
+
+Combination = Callable[[Tensor, Tensor], Tensor]
+
+
+def min_norm_weight(natural: Tensor, adversarial: Tensor) -> Tensor:
+    """Weight gamma of the natural gradient in the shortest convex combination of two vectors.
+
+    The minimiser over [0, 1] of ||gamma natural + (1 - gamma) adversarial||: the closed form of Sener and Koltun 2018
+    (algorithm 1). Equal gradients, where every gamma is a minimiser, give 0.
+
+    Args:
+        natural, adversarial: Vectors of the same shape [n] and float dtype.
+
+    Returns:
+        gamma, a scalar tensor in [0, 1].
+    """
+    difference = adversarial - natural
+    length = difference.dot(difference)
+    gamma = (difference.dot(adversarial) / length).clamp(0, 1)
+    return torch.where(length > 0, gamma, torch.zeros_like(gamma))
+
+
+def min_norm(natural: Tensor, adversarial: Tensor) -> Tensor:
+    """The min-norm point of the segment between two gradients: a descent direction of both, or zero."""
+    gamma = min_norm_weight(natural, adversarial)
+    return gamma * natural + (1 - gamma) * adversarial
+
+
+def combination(name: str) -> Combination:
+    """The function that combines natural and adversarial gradient, by name.
+
+    Args:
+        name: min_norm, sum, or a class of `torchjd.aggregation` that needs no arguments, such as UPGrad or PCGrad.
+
+    Raises:
+        InvalidInput: There is none of that name.
+    """
+    if name == "min_norm":
+        return min_norm
+    if name == "sum":
+        return torch.add
+    from torchjd import aggregation  # heavy, and needed by few
+
+    known = [key for key in aggregation.__all__ if not key.endswith("Weighting") and key != "Aggregator"]
+    if name not in known:
+        raise InvalidInput(f"combination {name!r} is unknown; it is min_norm, sum, or of torchjd {', '.join(sorted(known))}.")
+    try:
+        aggregator = getattr(aggregation, name)()
+    except TypeError as error:
+        raise InvalidInput(f"combination {name} cannot be used here, since it needs arguments ({error}).") from None
+    return lambda natural, adversarial: aggregator(torch.stack([natural, adversarial]))

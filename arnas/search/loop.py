@@ -1,0 +1,209 @@
+"""The search: bilevel descent on weights and architecture of the supernet (paper algorithm 1)."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from arnas import runtime
+from arnas.attacks import PGD
+from arnas.checkpoints import Keeper
+from arnas.config import Search
+from arnas.data.image_set import ImageSet, augment
+from arnas.search.combination import combination, min_norm_weight
+from arnas.search.hypergradient import VirtualStep, hypergradients
+from arnas.space import genotype
+from arnas.space.layout import Layout
+from arnas.space.supernet import Supernet
+
+COLUMNS = ("epoch", "step", "natural_loss", "adversarial_loss", "train_loss", "gamma", "natural_norm", "adversarial_norm")
+
+
+@dataclass
+class History:
+    """What is recorded: a row of `COLUMNS` a step, and the architecture at the end of every epoch."""
+
+    steps: list[list[float]] = field(default_factory=list)
+    epochs: list[dict[str, Any]] = field(default_factory=list)
+
+    def collapses(self, limit: int) -> list[str]:
+        """A sentence for each normal cell kind that ended with `limit` skip connections or more."""
+        skips = self.epochs[-1]["skips"]
+        return [
+            f"The {kind} cell collapsed to {skips[kind]} skip connections of 8 edges."
+            for kind in ("accurate", "robust")
+            if skips[kind] >= limit
+        ]
+
+
+class SearchStep:
+    """One step of the search, with the optimizers of both levels.
+
+    Weights w: SGD on the adversarial loss of the training batch. Architecture a: Adam on the combined hypergradients of
+    the natural loss and of lambda times the adversarial loss, both of the validation batch.
+    """
+
+    def __init__(self, supernet: Supernet, settings: Search):
+        self.supernet, self.settings = supernet, settings
+        self.weights, self.architecture = supernet.weights(), list(supernet.architecture.values())
+        self.combine = combination(settings.combination)
+        self.attack = PGD(settings.epsilon, settings.step_size, settings.attack_steps, keep_mode=True)
+        self.weight_optimizer = torch.optim.SGD(
+            self.weights, settings.learning_rate, settings.momentum, weight_decay=settings.weight_decay
+        )
+        self.architecture_optimizer = torch.optim.Adam(
+            self.architecture,
+            settings.architecture_learning_rate,
+            betas=(0.5, 0.999),
+            weight_decay=settings.architecture_weight_decay,
+        )
+
+    def __call__(self, train: tuple[Tensor, Tensor], validation: tuple[Tensor, Tensor]) -> dict[str, float]:
+        """Take a step.
+
+        Args:
+            train, validation: Images [B, C, H, W] in [0, 1] and labels [B], of the two halves of the training set.
+
+        Returns:
+            The figures of `COLUMNS` from natural_loss on.
+        """
+        (train_images, train_labels), (images, labels) = train, validation
+        train_adversarial = self.attack(self.supernet, train_images, train_labels)
+        adversarial = self.attack(self.supernet, images, labels)
+        train_loss = self._loss(train_adversarial, train_labels)
+
+        (natural_gradient, adversarial_gradient), (natural_loss, adversarial_loss) = hypergradients(
+            [self._loss(images, labels), self._loss(adversarial, labels)],
+            train_loss,
+            self.weights,
+            self.architecture,
+            self._virtual_step(),
+            self.settings.hypergradient,
+        )
+        # the hypergradient is homogeneous in the objective, so lambda can come last
+        adversarial_gradient = self.settings.adversarial_weight * adversarial_gradient
+        self._descend_architecture(self.combine(natural_gradient, adversarial_gradient))
+        return {
+            "natural_loss": natural_loss,
+            "adversarial_loss": adversarial_loss,
+            "train_loss": self._descend_weights(train_loss),
+            "gamma": min_norm_weight(natural_gradient, adversarial_gradient).item(),
+            "natural_norm": torch.linalg.vector_norm(natural_gradient).item(),
+            "adversarial_norm": torch.linalg.vector_norm(adversarial_gradient).item(),
+        }
+
+    def set_epoch(self, epoch: int) -> None:
+        """Set the weights' learning rate, for the real and the virtual step, on its cosine."""
+        first, last = self.settings.learning_rate, self.settings.final_learning_rate
+        rate = last + (first - last) * (1 + math.cos(math.pi * epoch / self.settings.epochs)) / 2
+        self.weight_optimizer.param_groups[0]["lr"] = rate
+
+    def state(self) -> dict[str, Any]:
+        """All that the next step depends on."""
+        return {
+            "supernet": self.supernet.state_dict(),
+            "weight_optimizer": self.weight_optimizer.state_dict(),
+            "architecture_optimizer": self.architecture_optimizer.state_dict(),
+        }
+
+    def load(self, state: dict[str, Any]) -> None:
+        """Go on from what `state` returned."""
+        self.supernet.load_state_dict(state["supernet"])
+        self.weight_optimizer.load_state_dict(state["weight_optimizer"])
+        self.architecture_optimizer.load_state_dict(state["architecture_optimizer"])
+
+    def _loss(self, images: Tensor, labels: Tensor) -> Callable[[], Tensor]:
+        return lambda: functional.cross_entropy(self.supernet(images), labels)
+
+    def _virtual_step(self) -> VirtualStep:
+        group, state = self.weight_optimizer.param_groups[0], self.weight_optimizer.state
+        velocity = [state[w]["momentum_buffer"] if w in state else torch.zeros_like(w) for w in self.weights]
+        return VirtualStep(group["lr"], group["momentum"], group["weight_decay"], velocity)
+
+    def _descend_architecture(self, direction: Tensor) -> None:
+        sizes = [alpha.numel() for alpha in self.architecture]
+        for alpha, part in zip(self.architecture, direction.split(sizes), strict=True):
+            alpha.grad = part.view_as(alpha)
+        self.architecture_optimizer.step()
+        self.architecture_optimizer.zero_grad()
+
+    def _descend_weights(self, train_loss: Callable[[], Tensor]) -> float:
+        loss = train_loss()
+        for weight, gradient in zip(self.weights, torch.autograd.grad(loss, self.weights), strict=True):
+            weight.grad = gradient
+        torch.nn.utils.clip_grad_norm_(self.weights, self.settings.gradient_clip)
+        self.weight_optimizer.step()
+        self.weight_optimizer.zero_grad()
+        return loss.item()
+
+
+def search(images: ImageSet, settings: Search, keeper: Keeper) -> tuple[Supernet, History]:
+    """Search until the last epoch, from the checkpoint if there is one.
+
+    Raises:
+        Diverged: A loss is not finite.
+        Interrupted: The process was asked to stop.
+    """
+    device = images.images.device
+    runtime.seed(settings.seed, "search", "supernet")
+    supernet = Supernet(layout(settings), settings.channels, len(images.classes), images.shape[0])
+    # channels_last is up to twice as fast on the CPU, and slower on a GPU
+    supernet = supernet.to(device, memory_format=torch.channels_last if device.type == "cpu" else torch.contiguous_format)
+    step, history, epoch, done = SearchStep(supernet, settings), History(), 0, 0
+    if state := keeper.restore(device):
+        step.load(state["step"])
+        history, epoch, done = History(**state["history"]), *state["position"]
+
+    halves = images.splits["weights"], images.splits["architecture"]
+    steps = min(len(half) for half in halves) // settings.batch_size
+    progress = runtime.Progress("search", settings.epochs * steps, epoch * steps + done)
+    while epoch < settings.epochs:
+        step.set_epoch(epoch)
+        runtime.seed(settings.seed, "search", "order", epoch)
+        orders = [half[torch.randperm(len(half)).to(device)] for half in halves]
+        for index in range(done, steps):
+            runtime.seed(settings.seed, "search", epoch, index)
+            chosen = slice(index * settings.batch_size, (index + 1) * settings.batch_size)
+            figures = step(*(_batch(images, order[chosen], settings) for order in orders))
+            for name in ("natural_loss", "adversarial_loss", "train_loss"):
+                runtime.require_finite(figures[name], "search", f"epoch {epoch}, step {index}, {name}")
+            history.steps.append([epoch, index, *figures.values()])
+            done = index + 1
+            progress.advance({"epoch": epoch} | {k: figures[k] for k in ("natural_loss", "adversarial_loss", "gamma")})
+            position = epoch, done
+            keeper.offer(lambda: _state(step, history, position))  # noqa: B023 (called at once)
+        history.epochs.append(_record(supernet, epoch))
+        epoch, done = epoch + 1, 0
+    progress.close()
+    keeper.save(_state(step, history, (epoch, done)))
+    return supernet, history
+
+
+def layout(settings: Search) -> Layout:
+    """The layout that the settings ask for; the paper's by default."""
+    return Layout.parse(settings.layout) if settings.layout else Layout.paper(settings.layers)
+
+
+def _batch(images: ImageSet, indices: Tensor, settings: Search) -> tuple[Tensor, Tensor]:
+    return augment(images.images[indices], settings.crop_padding, settings.flip), images.labels[indices]
+
+
+def _state(step: SearchStep, history: History, position: tuple[int, int]) -> dict[str, Any]:
+    return {"step": step.state(), "history": vars(history), "position": position}
+
+
+def _record(supernet: Supernet, epoch: int) -> dict[str, Any]:
+    """Genotype, entropy in nats of the operation weights (mean over edges), skip connections, operation weights."""
+    found = genotype.derive(supernet.architecture)
+    weights = {kind: torch.softmax(a.detach().double().cpu(), -1) for kind, a in supernet.architecture.items()}
+    return {
+        "epoch": epoch,
+        "genotype": found.to_json(),
+        "entropy": {kind: -(w * w.log()).sum(-1).mean().item() for kind, w in weights.items()},
+        "skips": found.skip_connections(),
+        "weights": {kind: w.tolist() for kind, w in weights.items()},
+    }

@@ -1,0 +1,126 @@
+"""Genotypes: the discrete architecture that a search ends with, and its file.
+
+A genotype says for each cell kind and each of its 4 nodes which 2 operations come in and from where: inputs 0 and 1
+are the outputs of the two cells before, input 2 + n is node n.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from arnas.artifacts import digest
+from arnas.errors import InvalidInput
+from arnas.space.layout import KINDS, NODES
+from arnas.space.operations import OPERATIONS
+
+SCHEMA = "arnas.genotype/1"
+Node = tuple[tuple[str, int], tuple[str, int]]
+
+
+@dataclass(frozen=True)
+class Genotype:
+    """Two (operation, input) pairs for each node of each cell kind."""
+
+    cells: Mapping[str, tuple[Node, ...]]  # kind -> 4 nodes
+
+    @classmethod
+    def from_json(cls, cells: Any, place: str) -> "Genotype":
+        """Check and read the `cells` of a genotype file.
+
+        Raises:
+            InvalidInput: A kind, node, operation or input is missing or unknown; `place` is named.
+        """
+        if not isinstance(cells, dict) or set(cells) != set(KINDS.values()):
+            raise InvalidInput(f"{place}: cells must have exactly the kinds {', '.join(KINDS.values())}.")
+        return cls({kind: _read_cell(cells[kind], f"{place}: cells.{kind}") for kind in KINDS.values()})
+
+    def to_json(self) -> dict[str, Any]:
+        """The `cells` of a genotype file: kind -> node -> [[operation, input], [operation, input]]."""
+        return {kind: [[list(edge) for edge in node] for node in nodes] for kind, nodes in self.cells.items()}
+
+    def skip_connections(self) -> dict[str, int]:
+        """Number of skip connections, 0 to 8, of each cell kind."""
+        return {
+            kind: sum(operation == "skip_connect" for node in nodes for operation, _ in node)
+            for kind, nodes in self.cells.items()
+        }
+
+
+def derive(architecture: Mapping[str, Tensor]) -> Genotype:
+    """The discrete architecture of a searched supernet (paper section 3.1).
+
+    Of each node's incoming edges the two stay whose best operation has the largest softmax weight, with that
+    operation, the stronger first.
+
+    Args:
+        architecture: kind -> architecture parameters, shape [14, 7], any float dtype.
+    """
+    return Genotype({kind: _derive_cell(torch.softmax(alpha.detach().double().cpu(), -1)) for kind, alpha in architecture.items()})
+
+
+def document(genotype: Genotype, name: str, layout: str | None, origin: Mapping[str, Any]) -> dict[str, Any]:
+    """The JSON document of a genotype file; `layout` places its cells, None stands for the paper's placement."""
+    body = {"schema": SCHEMA, "name": name, "layout": layout, "cells": genotype.to_json()}
+    return body | {"digest": digest(body), "origin": dict(origin)}
+
+
+def load(name: str) -> tuple[Genotype, dict[str, Any]]:
+    """Read a genotype.
+
+    Args:
+        name: Path of a genotype file, or a published genotype's name (see `published`).
+
+    Returns:
+        The genotype, and the whole document.
+
+    Raises:
+        InvalidInput: There is none of that name, or the file is malformed.
+    """
+    if name in published():
+        text = resources.files("arnas.space").joinpath("genotypes", f"{name}.json").read_text()
+    elif Path(name).is_file():
+        text = Path(name).read_text(encoding="utf-8", errors="replace")
+    else:
+        raise InvalidInput(f"There is no genotype {name!r}; give a file, or one of {', '.join(published())}.")
+    try:
+        body = json.loads(text)
+    except ValueError as error:
+        raise InvalidInput(f"{name} is not JSON ({error}); give a file that derive wrote.") from None
+    if not isinstance(body, dict) or body.get("schema") != SCHEMA:
+        raise InvalidInput(f"{name} is no genotype file of schema {SCHEMA}; give a file that derive wrote.")
+    return Genotype.from_json(body.get("cells"), name), body
+
+
+def published() -> list[str]:
+    """Names of the genotypes that come with the package."""
+    return sorted(file.name[:-5] for file in resources.files("arnas.space").joinpath("genotypes").iterdir())
+
+
+def _derive_cell(weights: Tensor) -> tuple[Node, ...]:
+    names, nodes, first = list(OPERATIONS), [], 0
+    for node in range(NODES):
+        strengths, operations = weights[first : first + 2 + node].max(-1)
+        chosen = strengths.argsort(descending=True, stable=True)[:2].tolist()
+        nodes.append(tuple((names[int(operations[edge])], edge) for edge in chosen))
+        first += 2 + node
+    return tuple(nodes)  # type: ignore[arg-type]
+
+
+def _read_cell(nodes: Any, place: str) -> tuple[Node, ...]:
+    if not isinstance(nodes, list) or len(nodes) != NODES:
+        raise InvalidInput(f"{place} must list {NODES} nodes.")
+    for index, node in enumerate(nodes):
+        if not isinstance(node, list) or len(node) != 2:
+            raise InvalidInput(f"{place}, node {index} must list two [operation, input] pairs.")
+        for edge in node:
+            if not isinstance(edge, list) or len(edge) != 2 or edge[0] not in OPERATIONS:
+                raise InvalidInput(f"{place}, node {index}: {edge!r} must be [operation, input] with one of {', '.join(OPERATIONS)}.")
+            if not isinstance(edge[1], int) or not 0 <= edge[1] < 2 + index:
+                raise InvalidInput(f"{place}, node {index}: input {edge[1]!r} must be a number from 0 to {1 + index}.")
+    return tuple(tuple((operation, source) for operation, source in node) for node in nodes)

@@ -1,0 +1,150 @@
+"""Report: everything that a run found, as one page for people and one document for programs."""
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from safetensors.numpy import load_file
+
+from arnas import artifacts
+from arnas.config import Settings
+from arnas.errors import InvalidInput
+from arnas.reporting import html as html_page
+from arnas.reporting import words
+from arnas.reporting.scores import Run, collect
+from arnas.space import genotype as genotypes
+
+Pathlike = str | Path
+
+
+def run(
+    html: Pathlike,
+    scores: Pathlike,
+    *,
+    images: Pathlike,
+    settings: Settings,
+    supernet: Pathlike | None = None,
+    genotype: Pathlike | None = None,
+    models: Sequence[Pathlike] = (),
+    evaluations: Sequence[Pathlike] = (),
+    blackbox: Pathlike | None = None,
+    transfer: tuple[Pathlike, Pathlike] | None = None,
+) -> dict[str, Any]:
+    """Write the page and scores.json. What is not given is left out of both.
+
+    Args:
+        html: File of the page to write; it holds all it shows.
+        scores: File of the scores to write, JSON.
+        images: Image set that the models were evaluated on.
+        settings: Settings of the whole run.
+        supernet: Searched supernet.
+        genotype: Genotype file that was derived from it, or a published genotype's name.
+        models: Trained models, in the order in which they are to appear.
+        evaluations: White-box evaluations, in any order; each belongs to the model whose digest it names.
+        blackbox: Black-box evaluation of these models.
+        transfer: A model that was trained on another data set, and its evaluation there.
+
+    Returns:
+        digest of the scores; and of the best model its name, clean accuracy, and accuracy under the strongest attack made.
+
+    Raises:
+        InvalidInput: An artifact is missing or damaged, or does not belong to the others.
+    """
+    collected = _read(images, settings, supernet, genotype, models, evaluations, blackbox, transfer)
+    document = collect(collected)
+    page = html_page.page(collected, document)
+    artifacts.write_text(scores, json.dumps(document, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+    artifacts.write_text(html, page)
+
+    best, attack = words.best(document), words.strongest(document)
+    figures: dict[str, Any] = {"digest": artifacts.digest(document)}
+    if best is not None and attack is not None:
+        entry = document["models"][best]
+        figures |= {"best": best, "clean": entry["clean"]["accuracy"], attack: entry[attack]["accuracy"]}
+    return figures
+
+
+def _read(
+    images: Pathlike,
+    settings: Settings,
+    supernet: Pathlike | None,
+    genotype: Pathlike | None,
+    models: Iterable[Pathlike],
+    evaluations: Iterable[Pathlike],
+    blackbox: Pathlike | None,
+    transfer: tuple[Pathlike, Pathlike] | None,
+) -> Run:
+    image_set = artifacts.read(images, "image_set")
+    bodies, histories = _models(models)
+    evaluated, examples = _evaluations(evaluations, bodies, image_set["digest"])
+    black = artifacts.read(blackbox, "blackbox") if blackbox is not None else None
+    if black is not None:
+        _require_images(black, image_set["digest"], f"black-box evaluation {blackbox}")
+        for name, digest in black["content"]["model_digests"].items():
+            if name not in bodies or bodies[name]["digest"] != digest:
+                raise InvalidInput(f"Black-box evaluation {blackbox} is of another model {name!r}; give the models that it attacked.")
+    transferred = None
+    if transfer is not None:
+        transferred = artifacts.read(transfer[0], "model"), artifacts.read(transfer[1], "evaluation")
+        if transferred[1]["content"]["model_digest"] != transferred[0]["digest"]:
+            raise InvalidInput(f"Evaluation {transfer[1]} is not of the transferred model {transfer[0]}; give its own.")
+    return Run(
+        settings=settings,
+        images=image_set,
+        genotype=genotypes.load(str(genotype))[1] if genotype is not None else None,
+        supernet=artifacts.read(supernet, "supernet") if supernet is not None else None,
+        search=_history(supernet) if supernet is not None else None,
+        models=bodies,
+        histories=histories,
+        evaluations=evaluated,
+        examples=examples,
+        blackbox=black,
+        transfer=transferred,
+    )
+
+
+def _models(paths: Iterable[Pathlike]) -> tuple[dict[str, Mapping[str, Any]], dict[str, Mapping[str, Any]]]:
+    bodies: dict[str, Mapping[str, Any]] = {}
+    histories: dict[str, Mapping[str, Any]] = {}
+    for path in paths:
+        body = artifacts.read(path, "model")
+        name = body["content"]["name"]
+        if name in bodies:
+            raise InvalidInput(f"Two models are called {name!r}, the second is {path}; train one under another name.")
+        bodies[name], histories[name] = body, _history(path)
+    return bodies, histories
+
+
+def _evaluations(
+    paths: Iterable[Pathlike], models: Mapping[str, Mapping[str, Any]], images: str
+) -> tuple[dict[str, Mapping[str, Any]], dict[str, Mapping[str, Any]]]:
+    """Evaluations and their examples by the name of the model, in the order of the models."""
+    names = {body["digest"]: name for name, body in models.items()}
+    bodies: dict[str, Mapping[str, Any]] = {}
+    examples: dict[str, Mapping[str, Any]] = {}
+    for path in paths:
+        body = artifacts.read(path, "evaluation")
+        name = names.get(body["content"]["model_digest"])
+        if name is None:
+            raise InvalidInput(f"Evaluation {path} is of a model {body['content']['model']!r} that is not among the models; give that model.")
+        if name in bodies:
+            raise InvalidInput(f"Evaluation {path} is the second one of {name!r}; give one for each model.")
+        _require_images(body, images, f"evaluation {path}")
+        bodies[name], examples[name] = body, load_file(Path(path) / "examples.safetensors")
+    epsilons = {body["content"]["settings"]["epsilon"] for body in bodies.values()}
+    if len(epsilons) > 1:
+        radii = " and ".join(words.intensity(epsilon) for epsilon in sorted(epsilons))
+        raise InvalidInput(f"The evaluations attack at epsilon {radii}, which one table cannot compare; evaluate all models at one.")
+    order = [name for name in models if name in bodies]
+    return {name: bodies[name] for name in order}, {name: examples[name] for name in order if len(examples[name]["labels"])}
+
+
+def _require_images(body: Mapping[str, Any], images: str, what: str) -> None:
+    if body["content"]["images"] != images:
+        raise InvalidInput(f"The {what} was made on another image set; give the images that it attacked.")
+
+
+def _history(path: Pathlike) -> dict[str, Any]:
+    history: dict[str, Any] = json.loads((Path(path) / "history.json").read_text(encoding="utf-8"))
+    return history

@@ -1,0 +1,129 @@
+"""Stage retrain: train one network on an image set, adversarially."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+
+from arnas import artifacts, runtime
+from arnas.checkpoints import CheckpointStore, Keeper
+from arnas.config import Retrain
+from arnas.data import image_set
+from arnas.errors import InvalidInput
+from arnas.space import genotype as genotypes
+from arnas.space.layout import Layout
+from arnas.space.network import Classifier, build
+from arnas.space.size import count
+from arnas.training.loop import Progress, train
+
+
+def run(
+    images: str | Path,
+    output: str | Path,
+    settings: Retrain,
+    *,
+    name: str,
+    genotype: str | Path | None = None,
+    checkpoints: str | Path,
+    device: str = "auto",
+) -> dict[str, Any]:
+    """Train a network; the epoch with the best PGD accuracy on the hold-out is kept beside the last.
+
+    Args:
+        images: Image set, as written by prepare.
+        output: Folder to write the model to.
+        settings: The recipe.
+        name: Name of the model in tables.
+        genotype: Genotype file, needed where `settings.architecture` is "searched".
+        checkpoints: Folder of checkpoints; unfinished work goes on from there, finished work is reused.
+        device: auto, cpu, cuda, cuda:N or mps.
+
+    Returns:
+        digest, parameters, macs, and hold-out accuracies of the best and the last epoch.
+
+    Raises:
+        InvalidInput: A setting does not fit the data, or an input or output cannot be used.
+        Diverged: A loss is not finite.
+        Interrupted: The process was asked to stop; its state is saved.
+    """
+    origin = runtime.Origin(runtime.prepare(device))
+    data = image_set.load(images, origin.device)
+    _check(data, settings)
+    description = describe(settings, data, genotype)
+    key = artifacts.digest(
+        {
+            "stage": "retrain",
+            "settings": settings.model_dump(),
+            "network": description,
+            "images": data.digest,
+            "code": runtime.code_digest("space", "data", "attacks", "training"),
+        }
+    )
+    runtime.seed(settings.seed, "retrain", "network")
+    network = build(description)
+    with Keeper(CheckpointStore(checkpoints), key, f"retrain {name}") as keeper:
+        progress = train(name, network, data, settings, keeper)
+    sizes = count(build(description), data.shape)
+    selection = {"best": progress.best_epoch(), "last": progress.epochs[-1]}
+    content = {
+        "name": name,
+        "network": description,
+        "settings": settings.model_dump(),
+        "images": data.digest,
+        "data": {"dataset": data.content["dataset"], "classes": data.classes, "shape": data.shape},
+        "selection": {which: {key: record[key] for key in ("epoch", "clean", "robust")} for which, record in selection.items()},
+    } | sizes
+    digest = _write(output, network, progress, content, origin)
+    accuracies = {f"{which}_{key}": record[key] for which, record in selection.items() for key in ("clean", "robust")}
+    return {"digest": digest, "name": name} | sizes | accuracies
+
+
+def describe(settings: Retrain, data: image_set.ImageSet, genotype: str | Path | None) -> dict[str, Any]:
+    """The description of the network to train, for `arnas.space.network.build`.
+
+    Raises:
+        InvalidInput: The genotype is missing or malformed, or an auxiliary head has no place.
+    """
+    sizes = {"channels": settings.channels, "classes": len(data.classes), "channels_in": data.shape[0]}
+    if settings.architecture == "resnet18":
+        return {"architecture": "resnet18"} | sizes
+    if settings.architecture == "searched" and genotype is None:
+        raise InvalidInput('architecture "searched" needs a genotype file; hand one over, or name arnas-cifar10 or resnet18.')
+    source = str(genotype) if settings.architecture == "searched" else settings.architecture
+    cells, document = genotypes.load(source)
+    chosen = settings.layout or document.get("layout")
+    layout = Layout.parse(chosen) if chosen else Layout.paper(settings.layers)
+    if settings.auxiliary_weight and layout.last_reduction() is None:
+        raise InvalidInput(f"layout {layout} has no reduce cell for an auxiliary head; add one, or set auxiliary_weight to 0.")
+    return {
+        "architecture": "genotype",
+        "cells": cells.to_json(),
+        "layout": str(layout),
+        "auxiliary": settings.auxiliary_weight > 0,
+        "drop_path": settings.drop_path,
+    } | sizes
+
+
+def _check(data: image_set.ImageSet, settings: Retrain) -> None:
+    available = len(data.splits["weights"]) + len(data.splits["architecture"])
+    if settings.batch_size > available:
+        raise InvalidInput(f"batch_size {settings.batch_size} is larger than the training set; at most {available} fit.")
+    side = min(data.shape[1:])
+    for name in ("cutout", "crop_padding"):
+        if getattr(settings, name) >= side:
+            raise InvalidInput(f"{name} {getattr(settings, name)} covers images of {side} pixels; choose less than {side}.")
+
+
+def _write(output: str | Path, network: Classifier, progress: Progress, content: dict[str, Any], origin: runtime.Origin) -> str:
+    with artifacts.publish(output) as folder:
+        folder.mkdir()
+        for which, state in (("best", progress.best), ("last", network.state_dict())):
+            save_file({key: _plain(tensor) for key, tensor in state.items()}, folder / f"{which}.safetensors")
+        (folder / "history.json").write_text(json.dumps({"epochs": progress.epochs}, allow_nan=False), encoding="utf-8")
+        return artifacts.write(folder, "model", content, origin.report())
+
+
+def _plain(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.detach().cpu().contiguous()

@@ -1,0 +1,92 @@
+"""Stage search: from an image set to a searched supernet."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import save_file
+
+from arnas import artifacts, runtime
+from arnas.checkpoints import CheckpointStore, Keeper
+from arnas.config import Search
+from arnas.data import image_set
+from arnas.errors import InvalidInput
+from arnas.search.combination import combination
+from arnas.search.loop import COLUMNS, History, layout, search
+from arnas.space.supernet import Supernet
+
+
+def run(
+    images: str | Path, output: str | Path, settings: Search, *, checkpoints: str | Path, device: str = "auto"
+) -> dict[str, Any]:
+    """Search for a genotype on the weights and architecture halves of an image set.
+
+    Args:
+        images: Image set, as written by prepare.
+        output: Folder to write the supernet to: its weights, architecture parameters and history.
+        settings: Settings of the search.
+        checkpoints: Folder of checkpoints; unfinished work goes on from there, finished work is reused.
+        device: auto, cpu, cuda, cuda:N or mps.
+
+    Returns:
+        digest, epochs, final losses, and the number of collapsed cells.
+
+    Raises:
+        InvalidInput: A setting does not fit the data, or an input or output cannot be used.
+        Diverged: A loss is not finite.
+        Interrupted: The process was asked to stop; its state is saved.
+    """
+    origin = runtime.Origin(runtime.prepare(device))
+    data = image_set.load(images, origin.device)
+    _check(data, settings)
+    key = artifacts.digest(
+        {
+            "stage": "search",
+            "settings": settings.model_dump(),
+            "images": data.digest,
+            "code": runtime.code_digest("space", "data", "attacks", "search"),
+        }
+    )
+    with Keeper(CheckpointStore(checkpoints), key, "search") as keeper:
+        supernet, history = search(data, settings, keeper)
+    collapses = history.collapses(settings.collapse_limit)
+    for message in collapses:
+        runtime.say("search", f"warning: {message}")
+    digest = _write(output, supernet, history, data, settings, origin)
+    last = dict(zip(COLUMNS, history.steps[-1], strict=True))
+    figures = {name: last[name] for name in ("natural_loss", "adversarial_loss", "gamma")}
+    return {"digest": digest, "epochs": settings.epochs, "collapsed_cells": len(collapses)} | figures
+
+
+def _check(data: image_set.ImageSet, settings: Search) -> None:
+    smallest = min(len(data.splits["weights"]), len(data.splits["architecture"]))
+    if settings.batch_size > smallest:
+        raise InvalidInput(f"batch_size {settings.batch_size} is larger than a half of the training set; at most {smallest} fit.")
+    if 2 * settings.crop_padding > data.shape[1]:
+        raise InvalidInput(f"crop_padding {settings.crop_padding} is too large for {data.shape[1]} pixels; halve it or more.")
+    layout(settings)
+    combination(settings.combination)
+
+
+def _write(
+    output: str | Path,
+    supernet: Supernet,
+    history: History,
+    data: image_set.ImageSet,
+    settings: Search,
+    origin: runtime.Origin,
+) -> str:
+    content = {
+        "settings": settings.model_dump(),
+        "images": data.digest,
+        "data": {"dataset": data.content["dataset"], "classes": data.classes, "shape": data.shape},
+        "layout": str(layout(settings)),
+        "genotype": history.epochs[-1]["genotype"],
+        "collapse": history.collapses(settings.collapse_limit),
+    }
+    with artifacts.publish(output) as folder:
+        folder.mkdir()
+        save_file({name: tensor.contiguous() for name, tensor in supernet.state_dict().items()}, folder / "supernet.safetensors")
+        record = {"columns": COLUMNS} | vars(history)
+        (folder / "history.json").write_text(json.dumps(record, allow_nan=False), encoding="utf-8")
+        return artifacts.write(folder, "supernet", content, origin.report())

@@ -1,0 +1,36 @@
+"""Stage transfer: the searched genotype trained and attacked on another data set."""
+
+from pathlib import Path
+from typing import Any
+
+from arnas.config import Retrain, Whitebox
+from arnas.stages import retrain, whitebox
+
+
+def run(
+    genotype: str | Path,
+    images: str | Path,
+    model_output: str | Path,
+    evaluation_output: str | Path,
+    recipe: Retrain,
+    attacks: Whitebox,
+    *,
+    name: str = "searched",
+    checkpoints: str | Path,
+    device: str = "auto",
+) -> dict[str, Any]:
+    """Retrain a genotype on another image set, and attack what comes out.
+
+    Args:
+        genotype: Genotype file.
+        images: The other image set, as written by prepare.
+        model_output, evaluation_output: Folders to write the model and its evaluation to.
+        recipe, attacks: Settings of retrain and whitebox.
+        name: Name of the model in tables.
+        checkpoints, device: As in retrain and whitebox.
+
+    Returns:
+        What whitebox returns.
+    """
+    retrain.run(images, model_output, recipe, name=name, genotype=genotype, checkpoints=checkpoints, device=device)
+    return whitebox.run(model_output, images, evaluation_output, attacks, checkpoints=checkpoints, device=device)

@@ -1,0 +1,162 @@
+"""Training of one network, by any of the losses; the epoch kept is the most robust on the hold-out.
+
+Robust accuracy on held-out data peaks long before the last epoch (robust overfitting, Rice et al. 2020), so both are kept.
+"""
+
+import copy
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from arnas import runtime
+from arnas.attacks import PGD
+from arnas.checkpoints import Keeper
+from arnas.config import Retrain
+from arnas.data.image_set import ImageSet, augment
+from arnas.space.network import Classifier
+from arnas.training.losses import LOSSES
+
+#: Images attacked at once on the hold-out
+EVALUATION_BATCH = 250
+
+
+@dataclass
+class Progress:
+    """How far a training has come; with the network and optimizer, all that a resumed one needs."""
+
+    epoch: int = 0
+    step: int = 0
+    totals: dict[str, float] = field(default_factory=lambda: {"loss": 0.0, "correct": 0.0, "count": 0.0})
+    epochs: list[dict[str, float]] = field(default_factory=list)  # one record a finished epoch
+    best: dict[str, Tensor] = field(default_factory=dict)  # state of the best epoch so far
+
+    def best_epoch(self) -> dict[str, float]:
+        """The record of the epoch with the best robust accuracy on the hold-out, the earliest of equals."""
+        return max(self.epochs, key=lambda record: record["robust"])
+
+
+def train(name: str, network: Classifier, images: ImageSet, recipe: Retrain, keeper: Keeper) -> Progress:
+    """Train until the last epoch, from the checkpoint if there is one; `network` ends as the last epoch left it.
+
+    Trains on both halves of the training set, and selects on the hold-out, never on the test set.
+
+    Raises:
+        Diverged: A loss is not finite.
+        Interrupted: The process was asked to stop.
+    """
+    device = images.images.device
+    network.to(device, memory_format=torch.channels_last if device.type == "cpu" else torch.contiguous_format)
+    averaged = copy.deepcopy(network) if recipe.weight_averaging else None
+    optimizer = torch.optim.SGD(
+        network.parameters(), recipe.learning_rate, recipe.momentum, weight_decay=recipe.weight_decay
+    )
+    progress = Progress()
+    if state := keeper.restore(device):
+        network.load_state_dict(state["network"])
+        optimizer.load_state_dict(state["optimizer"])
+        progress = Progress(**state["progress"])
+        if averaged is not None:
+            averaged.load_state_dict(state["averaged"])
+
+    def capture() -> dict[str, Any]:
+        state = {"network": network.state_dict(), "optimizer": optimizer.state_dict(), "progress": vars(progress)}
+        return state | ({"averaged": averaged.state_dict()} if averaged is not None else {})
+
+    indices = torch.cat([images.splits["weights"], images.splits["architecture"]])
+    # the last batch is dropped, unless it is the only one
+    steps = max(len(indices) // recipe.batch_size, 1)
+    bar = runtime.Progress(f"retrain {name}", recipe.epochs * steps, progress.epoch * steps + progress.step)
+    while progress.epoch < recipe.epochs:
+        runtime.seed(recipe.seed, "retrain", "order", progress.epoch)
+        order = indices[torch.randperm(len(indices)).to(device)].split(recipe.batch_size)
+        for step in range(progress.step, steps):
+            runtime.seed(recipe.seed, "retrain", progress.epoch, step)
+            optimizer.param_groups[0]["lr"] = learning_rate(recipe, progress.epoch + step / steps)
+            batch = augment(images.images[order[step]], recipe.crop_padding, recipe.flip, recipe.cutout)
+            loss, logits = LOSSES[recipe.loss](network, batch, images.labels[order[step]], recipe)
+            runtime.require_finite(loss.item(), f"retrain {name}", f"epoch {progress.epoch}, step {step}")
+            _descend(optimizer, network, loss, recipe.gradient_clip)
+            if averaged is not None:
+                _average(averaged, network, recipe.weight_averaging)
+            _add(progress.totals, loss, logits, images.labels[order[step]])
+            progress.step = step + 1
+            bar.advance({"epoch": progress.epoch, "loss": loss.item()} | _latest(progress))
+            keeper.offer(capture)
+        _finish_epoch(progress, averaged or network, images, recipe, keeper.stage)
+    bar.close()
+    keeper.save(capture())
+    if averaged is not None:
+        network.load_state_dict(averaged.state_dict())
+    return progress
+
+
+def learning_rate(recipe: Retrain, epoch: float) -> float:
+    """The learning rate at a time in epochs, 0 <= epoch < recipe.epochs."""
+    elapsed = epoch / recipe.epochs
+    if recipe.schedule == "piecewise":
+        return recipe.learning_rate * (1.0 if elapsed < 0.5 else 0.1 if elapsed < 0.75 else 0.01)
+    return recipe.learning_rate * min(elapsed / 0.4, (1 - elapsed) / 0.6)
+
+
+@torch.no_grad()
+def holdout_accuracy(network: Classifier, images: ImageSet, recipe: Retrain) -> dict[str, float]:
+    """Clean accuracy, and robust accuracy under PGD of `selection_steps`, on the hold-out."""
+    attack = PGD(recipe.epsilon, max(recipe.epsilon / 4, 1e-12), recipe.selection_steps)
+    indices = images.splits["holdout"][: recipe.selection_images]
+    clean = robust = 0
+    network.eval()
+    for batch, labels in _batches(images, indices):
+        right = network(batch).argmax(-1) == labels
+        clean += int(right.sum())
+        if right.any():
+            adversarial = attack(network, batch[right], labels[right])
+            robust += int((network(adversarial).argmax(-1) == labels[right]).sum())
+    return {"clean": clean / len(indices), "robust": robust / len(indices)}
+
+
+def _finish_epoch(progress: Progress, network: Classifier, images: ImageSet, recipe: Retrain, stage: str) -> None:
+    """Record the epoch, keep its weights if it is the best, and begin the next."""
+    runtime.seed(recipe.seed, "retrain", "holdout", progress.epoch)
+    totals = progress.totals
+    record = {
+        "epoch": progress.epoch,
+        "learning_rate": learning_rate(recipe, progress.epoch),
+        "train_loss": totals["loss"] / totals["count"],
+        "train_accuracy": totals["correct"] / totals["count"],
+    } | holdout_accuracy(network, images, recipe)
+    progress.epochs.append(record)
+    if progress.best_epoch() is record:
+        progress.best = {name: value.clone() for name, value in network.state_dict().items()}
+    progress.epoch, progress.step, progress.totals = progress.epoch + 1, 0, dict.fromkeys(totals, 0.0)
+
+
+def _descend(optimizer: torch.optim.Optimizer, network: nn.Module, loss: Tensor, clip: float) -> None:
+    optimizer.zero_grad()
+    loss.backward()  # type: ignore[no-untyped-call]
+    nn.utils.clip_grad_norm_(network.parameters(), clip)
+    optimizer.step()
+
+
+@torch.no_grad()
+def _average(averaged: nn.Module, network: nn.Module, decay: float) -> None:
+    """Exponential moving average of the parameters; buffers (batch norm statistics) are averaged already."""
+    torch._foreach_lerp_(list(averaged.parameters()), list(network.parameters()), 1 - decay)
+    for target, source in zip(averaged.buffers(), network.buffers(), strict=True):
+        target.copy_(source)
+
+
+def _add(totals: dict[str, float], loss: Tensor, logits: Tensor, labels: Tensor) -> None:
+    totals["loss"] += loss.item() * len(labels)
+    totals["correct"] += int((logits.argmax(-1) == labels).sum())
+    totals["count"] += len(labels)
+
+
+def _latest(progress: Progress) -> dict[str, float]:
+    return {key: progress.epochs[-1][key] for key in ("clean", "robust")} if progress.epochs else {}
+
+
+def _batches(images: ImageSet, indices: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    return (images.batch(part) for part in indices.split(EVALUATION_BATCH))

@@ -1,0 +1,90 @@
+"""Losses of adversarial training: each attacks a batch and returns the loss to descend.
+
+All take (network, images, labels, recipe): images [B, C, H, W] in [0, 1], labels int64 [B]. The attack sees the network
+in evaluation mode; the loss is computed in training mode. The auxiliary head learns from the images of the
+cross-entropy term.
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from arnas.attacks import PGD
+from arnas.config import Retrain
+from arnas.space.network import Classifier
+
+#: (loss to descend, logits [B, K] of the images trained on)
+Outcome = tuple[Tensor, Tensor]
+
+
+def natural(network: Classifier, images: Tensor, labels: Tensor, recipe: Retrain) -> Outcome:
+    """Cross-entropy of the clean images: no defence, for comparison."""
+    logits, auxiliary = _classify(network, images, labels, recipe)
+    return functional.cross_entropy(logits, labels) + auxiliary, logits
+
+
+def pgd_at(network: Classifier, images: Tensor, labels: Tensor, recipe: Retrain) -> Outcome:
+    """PGD adversarial training (Madry et al. 2018, equation 2.1)."""
+    attack = PGD(recipe.epsilon, recipe.step_size, recipe.attack_steps, start="normal")
+    return natural(network, attack(network, images, labels), labels, recipe)
+
+
+def trades(network: Classifier, images: Tensor, labels: Tensor, recipe: Retrain) -> Outcome:
+    """TRADES (Zhang et al. 2019, equation 5): clean cross-entropy + beta KL(clean || adversarial).
+
+    The attack ascends that divergence, from near the image.
+    """
+    network.eval()
+    with torch.no_grad():
+        reference = network(images).softmax(-1)
+    attack = PGD(
+        recipe.epsilon,
+        recipe.step_size,
+        recipe.attack_steps,
+        start="normal",
+        loss=lambda logits, _: divergence(reference, logits),
+    )
+    adversarial = attack(network, images, labels)
+    logits, auxiliary = _classify(network, images, labels, recipe)
+    adversarial_logits = network(adversarial)
+    robust = divergence(logits.softmax(-1), adversarial_logits).mean()
+    return functional.cross_entropy(logits, labels) + recipe.beta * robust + auxiliary, adversarial_logits
+
+
+def mart(network: Classifier, images: Tensor, labels: Tensor, recipe: Retrain) -> Outcome:
+    """MART (Wang et al. 2020, equation 12): boosted cross-entropy + beta KL weighted by 1 - clean confidence."""
+    attack = PGD(recipe.epsilon, recipe.step_size, recipe.attack_steps, start="normal")
+    adversarial = attack(network, images, labels)
+    adversarial_logits, auxiliary = _classify(network, adversarial, labels, recipe)
+    clean = network(images).softmax(-1)
+    probabilities = adversarial_logits.softmax(-1)
+    right = functional.one_hot(labels, probabilities.shape[1]).bool()
+    rival = probabilities.masked_fill(right, 0).amax(-1)
+    boosted = functional.cross_entropy(adversarial_logits, labels) - (1 - rival).clamp(min=1e-12).log().mean()
+    doubt = 1 - clean[right]
+    robust = (divergence(clean, adversarial_logits) * doubt).mean()
+    return boosted + recipe.beta * robust + auxiliary, adversarial_logits
+
+
+LOSSES: dict[str, Callable[[Classifier, Tensor, Tensor, Retrain], Outcome]] = {
+    "natural": natural,
+    "pgd_at": pgd_at,
+    "trades": trades,
+    "mart": mart,
+}
+
+
+def divergence(reference: Tensor, logits: Tensor) -> Tensor:
+    """KL(reference || softmax(logits)), shape [B], of probabilities and logits [B, K]."""
+    return functional.kl_div(logits.log_softmax(-1), reference, reduction="none").sum(-1)
+
+
+def _classify(network: Classifier, images: Tensor, labels: Tensor, recipe: Retrain) -> tuple[Tensor, Tensor]:
+    """Logits, and the auxiliary head's weighted cross-entropy, in training mode."""
+    network.train()
+    logits, auxiliary = network.with_auxiliary(images)
+    if auxiliary is None:
+        return logits, torch.zeros((), device=logits.device, dtype=logits.dtype)
+    return logits, recipe.auxiliary_weight * functional.cross_entropy(auxiliary, labels)
