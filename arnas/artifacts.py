@@ -54,6 +54,21 @@ def publish(path: str | Path) -> Iterator[Path]:
             shutil.rmtree(scratch, ignore_errors=True)
 
 
+def require_writable(*paths: str | Path | None) -> None:
+    """Refuse outputs that cannot be written, before work starts that would be lost.
+
+    Raises:
+        InvalidInput: A file cannot be made beside one of the paths.
+    """
+    for path in paths:
+        if path is not None:
+            try:
+                Path(path).parent.mkdir(parents=True, exist_ok=True)
+                tempfile.TemporaryFile(dir=Path(path).parent).close()
+            except OSError as error:
+                raise InvalidInput(f"{path} cannot be written: {error.strerror}; name a folder with space and rights.") from None
+
+
 def write_text(path: str | Path, text: str) -> None:
     """Write a text file at once, or not at all."""
     with publish(path) as scratch:

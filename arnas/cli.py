@@ -23,11 +23,14 @@ app = App(
     "A run in order: prepare, search, derive, retrain, whitebox, blackbox, transfer, report. Each command says in one "
     "sentence what is wrong with its input, saves its state when it is interrupted, and goes on when it is started again.",
     help_format="plaintext",
+    suppress_keyboard_interrupt=False,  # main says so
 )
 
 
 def _shown(value: Any) -> str:
-    """Intensities read best as n/255."""
+    """Intensities read best as n/255; what has no default says so."""
+    if value is None:
+        return "none"
     levels = value * 255 if isinstance(value, float) else 0
     return f"{levels:.0f}/255" if 0 < levels <= 16 and abs(levels - round(levels)) < 1e-9 else str(value)
 
@@ -259,7 +262,7 @@ def transfer(
     )
 
 
-Several = Parameter(consume_multiple=True, negative="")
+Several = Parameter(consume_multiple=True, negative="")  # --models A B
 
 
 @app.command
@@ -269,16 +272,16 @@ def report(
     /,
     *,
     images: Path,
-    supernet: Path,
-    genotype: Path,
-    models: Annotated[list[Path], Several],
-    evaluations: Annotated[list[Path], Several],
-    blackbox: Path,
-    transfer: tuple[Path, Path] | None = None,
+    supernet: Path | None = None,
+    genotype: Path | None = None,
+    models: Annotated[list[Path] | None, Several] = None,
+    evaluations: Annotated[list[Path] | None, Several] = None,
+    blackbox: Path | None = None,
+    transfer: Annotated[tuple[Path, Path] | None, Several] = None,
     preset: Preset = "cifar10",
     set: Annotated[list[str] | None, Several] = None,
 ) -> dict[str, Any]:
-    """Write one page with everything that was found, and the scores as JSON.
+    """Write one page with everything that was found, and the scores as JSON; what is not given is left out.
 
     Example: arnas report out/report.html out/scores.json --images out/images --supernet out/supernet
     --genotype out/genotype.json --models out/model --evaluations out/evaluation --blackbox out/blackbox
@@ -314,8 +317,8 @@ def report(
         images=images,
         supernet=supernet,
         genotype=genotype,
-        models=models,
-        evaluations=evaluations,
+        models=models or [],
+        evaluations=evaluations or [],
         blackbox=blackbox,
         transfer=transfer,
         settings=config.load(preset, config.assignments(set or [])),
@@ -416,10 +419,11 @@ def _sentence(error: CycloptsError) -> str:
     """Cyclopts' complaint on one line; where it quotes pydantic, the options and what is wrong with them."""
     if not isinstance(error.__cause__, ValidationError):
         return " ".join(str(error).split())
+    group = f"{error.argument.name}." if error.argument and error.argument.name != "*" else "--"
     complaints = []
     for item in error.__cause__.errors():
         option = ".".join(str(part).replace("_", "-") for part in item["loc"])
-        complaints.append(f"--{option} {item['input']}: {item['msg'].removeprefix('Value error, ').rstrip('.')}")
+        complaints.append(f"{group}{option} {item['input']}: {item['msg'].removeprefix('Value error, ').rstrip('.')}")
     return "; ".join(complaints) + "."
 
 

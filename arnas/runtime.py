@@ -48,6 +48,14 @@ def prepare(name: str = "auto") -> torch.device:
     return chosen
 
 
+def memory_format(chosen: torch.device) -> torch.memory_format:
+    """How networks lie in memory: channels_last is up to twice as fast on a CPU.
+
+    On a GPU it is no faster in the supernet, and the gradient of torch's average pool has been wrong there.
+    """
+    return torch.channels_last if chosen.type == "cpu" else torch.contiguous_format
+
+
 def seed(*parts: int | str) -> None:
     """Seed torch's global generators by a seed and the place of its use, such as (0, "search", epoch, step).
 
@@ -147,6 +155,14 @@ class _Lines:
 
     def flush(self) -> None:
         self._file.flush()
+
+
+def say_resumed(stage: str, done: int, total: int, units: str) -> None:
+    """Tell the person who watches what a checkpoint spares them."""
+    if done == total:
+        say(stage, f"reused: all {total} {units} are done already.")
+    elif done:
+        say(stage, f"goes on after {done} of {total} {units}.")
 
 
 def say(stage: str, message: str) -> None:

@@ -2,7 +2,6 @@
 
 import hashlib
 import pickle
-import struct
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -244,7 +243,7 @@ def _visit(files: Iterable[str], visit: Callable[[int, Image.Image], None], unit
         try:
             with Image.open(file) as image:
                 visit(index, image)
-        except (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError):
+        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
             damaged.append(file)
         progress.advance()
     progress.close()

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from arnas.checkpoints import Keeper
-from arnas.runtime import Progress, say
+from arnas.runtime import Progress, say_resumed
 
 
 @dataclass(frozen=True)
@@ -30,11 +30,9 @@ def work(stage: str, units: Sequence[Unit], state: dict[str, Any], models: Seque
     Every pass through one of `models` moves the progress bar, and is a chance to save the state and to stop.
     """
     done = state["done"]
+    say_resumed(stage, done, len(units), "attacks on blocks of samples")
     if done == len(units):
-        say(stage, f"reused the outcome of all {done} attacks on blocks of samples.")
         return
-    if done:
-        say(stage, f"goes on after {done} of {len(units)} attacks on blocks of samples.")
     progress = Progress(
         stage, sum(unit.passes for unit in units), done=sum(unit.passes for unit in units[:done]), unit="pass"
     )

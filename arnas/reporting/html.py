@@ -18,6 +18,8 @@ from arnas.reporting.scores import ATTACKS, Run
 from arnas.space import drawing
 from arnas.space.operations import OPERATIONS
 
+INTENSITIES = ("epsilon", "step_size")  # settings that are given as fractions of 255
+
 
 def page(run: Run, scores: Mapping[str, Any]) -> str:
     """The page as text; `scores` are those of the run, and every score on the page is one of them.
@@ -26,12 +28,13 @@ def page(run: Run, scores: Mapping[str, Any]) -> str:
     """
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     environment.filters |= {"percent": words.percent, "intensity": words.intensity, "duration": words.duration}
-    template = environment.from_string(resources.files("arnas.reporting").joinpath("report.html.j2").read_text(encoding="utf-8"))
+    source = resources.files("arnas.reporting").joinpath("report.html.j2").read_text(encoding="utf-8")
     attacks = [attack for attack in ATTACKS if any(attack in entry for entry in scores["models"].values())]
-    text = template.render(
+    text: str = environment.from_string(source).render(
         run=run,
         scores=scores,
         claim=words.claim(run, scores),
+        qualification=words.qualification(scores),
         limits=words.limits(run, scores),
         best=words.best(scores),
         attacks={attack: ATTACKS[attack] for attack in attacks},
@@ -46,11 +49,24 @@ def page(run: Run, scores: Mapping[str, Any]) -> str:
         settings=as_yaml(scores["settings"]),
         as_yaml=as_yaml,
     )
+    return text.lstrip()
 
 
 def as_yaml(values: Any) -> str:
-    """Settings as the text of a preset file."""
-    return yaml.safe_dump(values, sort_keys=False, allow_unicode=True, width=100)
+    """Settings as the text of a preset file, which says 8/255 and not 0.03137254901960784."""
+    text: str = yaml.safe_dump(_fractions(values), sort_keys=False, allow_unicode=True, width=100)
+    return text
+
+
+def _fractions(values: Any) -> Any:
+    if isinstance(values, Mapping):
+        return {key: _fraction(value) if key in INTENSITIES else _fractions(value) for key, value in values.items()}
+    return values
+
+
+def _fraction(value: float | str) -> float | str:
+    """As text where it is exactly a fraction; the settings of one of `models` may hold text already."""
+    return text if isinstance(value, float) and "/" in (text := words.intensity(value)) else value
 
 
 def _cells(run: Run) -> list[Markup]:
@@ -76,9 +92,8 @@ def _search(run: Run) -> dict[str, Markup]:
 
 
 def _training(run: Run) -> dict[str, Markup]:
-    return {
-        name: Markup(plots.training(name, run.histories[name], body["content"]["selection"])) for name, body in run.models.items()
-    }
+    selections = {name: body["content"]["selection"] for name, body in run.models.items()}
+    return {name: Markup(plots.training(name, run.histories[name], selections[name])) for name in run.models}
 
 
 def _scatter(scores: Mapping[str, Any]) -> Markup | None:

@@ -1,7 +1,7 @@
 """The report's figures, one function each: figures in, an SVG element as text out.
 
-Text and axes take the colour and font of the page around them (`currentColor`), curves have middle tones, so that a figure
-reads on light and dark alike. Same data, same bytes: no dates, and identifiers from a fixed salt.
+Text and axes take the colour and font of the page around them (`currentColor`), curves have middle tones, so that a
+figure reads on light and dark alike. Same data, same bytes: no dates, and identifiers from a fixed salt.
 """
 
 import hashlib
@@ -16,7 +16,8 @@ import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator, PercentFormatter
+from matplotlib.rcsetup import cycler
+from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator, PercentFormatter
 from numpy.typing import NDArray
 
 from arnas.space.drawing import COLOURS
@@ -25,12 +26,12 @@ INK = "#010203"  # stands for currentColor until the figure is written
 SERIES = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#9a7fd1", "#b08400", "#7f7f7f")
 MARKERS = "osD^vPX"
 POINTS = 240  # of a curve, at most: longer histories are averaged in as many equal pieces
-STYLE = {
+STYLE: Any = {
     "axes.axisbelow": True,
     "axes.edgecolor": INK,
     "axes.grid": True,
     "axes.labelcolor": INK,
-    "axes.prop_cycle": matplotlib.cycler(color=SERIES),
+    "axes.prop_cycle": cycler("color", SERIES),
     "axes.spines.right": False,
     "axes.spines.top": False,
     "axes.titlecolor": INK,
@@ -46,10 +47,11 @@ STYLE = {
     "svg.fonttype": "none",
     "svg.hashsalt": "arnas",
     "text.color": INK,
+    "text.parse_math": False,  # a dollar in a model's name is a dollar
     "xtick.color": INK,
     "ytick.color": INK,
 }
-WIDTH = 4.6  # inches; letters are then about as large as the page's on a phone, and larger on a desk
+WIDTH = 4.4  # inches; letters are then about as large as the page's on a phone, and larger on a desk
 
 
 def _figure(draw: Callable[..., tuple[Figure, str]]) -> Callable[..., str]:
@@ -68,13 +70,16 @@ def _figure(draw: Callable[..., tuple[Figure, str]]) -> Callable[..., str]:
 def search_losses(history: Mapping[str, Any]) -> tuple[Figure, str]:
     """Losses of a search against epochs; `history` as in a supernet's history.json."""
     figure, axes = _axes(2.6)
-    names = {"train_loss": "training, adversarial", "adversarial_loss": "validation, adversarial", "natural_loss": "validation, natural"}
     ends = []
-    for colour, (column, name) in zip((SERIES[6], SERIES[1], SERIES[0]), names.items(), strict=True):
-        x, y = _curve(axes, history, column, name, colour)
-        ends.append(f"{name} from {y[0]:.2f} to {y[-1]:.2f}")
+    for column, name, colour in (
+        ("train_loss", "training, adversarial", SERIES[6]),
+        ("adversarial_loss", "validation, adversarial", SERIES[1]),
+        ("natural_loss", "validation, natural", SERIES[0]),
+    ):
+        losses = _curve(axes, history, column, name, colour)
+        ends.append(f"{name} from {losses[0]:.2f} to {losses[-1]:.2f}")
     axes.set(xlabel="epoch", title="loss (nats)")
-    _legend(figure, 3)
+    _legend(figure, 2)
     return figure, "Losses of the search over its epochs: " + ", ".join(ends)
 
 
@@ -83,15 +88,22 @@ def search_gradients(history: Mapping[str, Any]) -> tuple[Figure, str]:
     """The min-norm weight gamma, and the norms of both hypergradients, against epochs."""
     figure = Figure(figsize=(WIDTH, 3.6), layout="constrained")
     above, below = figure.subplots(2, 1, sharex=True)
-    _, gamma = _curve(above, history, "gamma", None, SERIES[4])
-    above.set(ylim=(-0.04, 1.04), title="γ, weight of the natural gradient")
-    for column, name, colour in (("natural_norm", "natural", SERIES[0]), ("adversarial_norm", "adversarial", SERIES[1])):
-        _curve(below, history, column, name, colour)
+    gamma = _curve(above, history, "gamma", None, SERIES[4])
+    above.set(ylim=(-0.04, 1.04), title="gamma, the weight of the natural gradient")
+    for name, colour in (("natural", SERIES[0]), ("adversarial", SERIES[1])):
+        _curve(below, history, f"{name}_norm", name, colour)
     below.set(xlabel="epoch", title="norm of the hypergradient")
-    if min(_column(history, "natural_norm").min(), _column(history, "adversarial_norm").min()) > 0:
+    norms = np.concatenate([_column(history, "natural_norm"), _column(history, "adversarial_norm")])
+    if norms.min() > 0:
         below.set_yscale("log")
+        below.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if norms.max() < 100 * norms.min() else (1,)))
+        below.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+        below.yaxis.set_minor_locator(NullLocator())
     _legend(figure, 2)
-    return figure, f"Gamma, from {gamma[0]:.2f} to {gamma[-1]:.2f}, and the norms of the two hypergradients over the search"
+    return (
+        figure,
+        f"Gamma, from {gamma[0]:.2f} to {gamma[-1]:.2f}, and the norms of both hypergradients over the search",
+    )
 
 
 @_figure
@@ -105,10 +117,10 @@ def operation_weights(history: Mapping[str, Any], operations: Sequence[str]) -> 
     for axes, kind in zip(panels, kinds, strict=True):
         means = np.array([np.mean(epoch["weights"][kind], axis=0) for epoch in epochs])  # [epochs, operations]
         for index, operation in enumerate(operations):
-            axes.plot(_epochs(history), means[:, index], color=SERIES[index], marker=MARKERS[index], markersize=3, label=operation)
+            axes.plot(_epochs(history), means[:, index], marker=MARKERS[index], markersize=3, label=operation)
         axes.axhline(1 / len(operations), color=INK, alpha=0.4, linewidth=0.8, linestyle="--")
         axes.set(title=f"{kind} cell")
-        axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=None))
+        axes.yaxis.set_major_formatter(lambda value, _: f"{100 * value:.4g}%")
         strongest.append(f"{operations[int(means[-1].argmax())]} ({means[-1].max():.1%}) in the {kind} cell")
     panels[-1].set(xlabel="epoch")
     panels[-1].xaxis.set_major_locator(MaxNLocator(integer=True))
@@ -129,7 +141,7 @@ def entropy(history: Mapping[str, Any], operations: int) -> tuple[Figure, str]:
 
 @_figure
 def skips(history: Mapping[str, Any], limit: int) -> tuple[Figure, str]:
-    """Skip connections of the genotype against epochs, for each cell kind; the dashed line is where collapse is reported."""
+    """Skip connections of the genotype against epochs, for each cell kind; the dashed line is the collapse limit."""
     figure, axes = _axes(2.3)
     ends = _per_kind(axes, history, "skips", str)
     axes.axhline(limit, color=INK, alpha=0.5, linewidth=0.9, linestyle="--")
@@ -144,22 +156,23 @@ def training(name: str, history: Mapping[str, Any], selection: Mapping[str, Any]
     figure, axes = _axes(2.6)
     epochs = history["epochs"]
     x = [epoch["epoch"] for epoch in epochs]
-    axes.plot(x, [epoch["train_accuracy"] for epoch in epochs], color=SERIES[6], linewidth=1, linestyle="--", label="training batches")
+    accuracy = [epoch["train_accuracy"] for epoch in epochs]
+    axes.plot(x, accuracy, "--", color=SERIES[6], linewidth=1, label="training batches")
     for column, label, colour in (("clean", "hold-out, clean", SERIES[0]), ("robust", "hold-out, PGD", SERIES[1])):
         axes.plot(x, [epoch[column] for epoch in epochs], color=colour, label=label)
         for moment, marker, size in (("last", "s", 5), ("best", "*", 11)):
-            axes.plot(selection[moment]["epoch"], selection[moment][column], marker=marker, markersize=size, color=colour, linestyle="")
+            axes.plot(selection[moment]["epoch"], selection[moment][column], marker, markersize=size, color=colour)
     axes.plot([], [], "*", color=INK, markersize=8, label="best epoch")
     axes.plot([], [], "s", color=INK, markersize=4, label="last epoch")
     axes.set(xlabel="epoch", title=f"accuracy of {name}", ylim=(0, 1))
     axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     _legend(figure, 3)
-    best, last = selection["best"], selection["last"]
-    return figure, (
-        f"Training of {name}: best epoch {best['epoch']} with {best['clean']:.1%} clean and {best['robust']:.1%} robust, "
-        f"last epoch {last['epoch']} with {last['clean']:.1%} and {last['robust']:.1%}, on the hold-out"
-    )
+    words = [
+        f"{moment} epoch {chosen['epoch']} with {chosen['clean']:.1%} clean and {chosen['robust']:.1%} robust"
+        for moment, chosen in selection.items()
+    ]
+    return figure, f"Training of {name}: {', '.join(words)}, on the hold-out"
 
 
 @_figure
@@ -168,43 +181,34 @@ def matrix(scores: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> tuple[Figur
     sources, targets = list(scores), list(dict.fromkeys(target for row in scores.values() for target in row))
     values = np.array([[scores[s][t]["accuracy"] if t in scores[s] else np.nan for t in targets] for s in sources])
     figure, axes = _axes(max(1.8, 0.9 + 0.45 * len(sources)))
-    mesh = axes.pcolormesh(values, cmap="cividis", vmin=0, vmax=1, edgecolors="#808080", linewidth=0.8)
+    axes.pcolormesh(values, cmap="cividis", vmin=0, vmax=1, edgecolors="#808080", linewidth=0.8)
     for (row, column), value in np.ndenumerate(values):
         if not np.isnan(value):
-            text = f"{value:.1%}"
-            axes.text(column + 0.5, row + 0.5, text, ha="center", va="center", color="white" if value < 0.55 else "black", weight="bold")
+            ink = "white" if value < 0.55 else "black"
+            axes.text(column + 0.5, row + 0.5, f"{value:.1%}", ha="center", va="center", color=ink, weight="bold")
     axes.grid(False)
-    axes.set_xticks(np.arange(len(targets)) + 0.5, targets, rotation=25 if max(map(len, targets)) * len(targets) > 36 else 0)
+    slope = 25 if max(map(len, targets)) * len(targets) > 36 else 0
+    axes.set_xticks(np.arange(len(targets)) + 0.5, targets, rotation=slope)
     axes.set_yticks(np.arange(len(sources)) + 0.5, sources)
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
     axes.invert_yaxis()
     axes.set(xlabel="tried on (target)", ylabel="made on (source)")
-    figure.colorbar(mesh, ax=axes, format=PercentFormatter(1, decimals=0), ticks=[0, 0.5, 1]).solids.set_rasterized(False)
-    lowest = min((s for row in scores.values() for s in row.values()), key=lambda score: score["accuracy"])["accuracy"]
-    return figure, f"Accuracy of each of {len(targets)} targets on examples made on each of {len(sources)} sources; the lowest is {lowest:.1%}"
+    lowest = f"the lowest is {np.nanmin(values):.1%}"
+    return figure, f"Accuracy of {', '.join(targets)} on examples made on {', '.join(sources)}; {lowest}"
 
 
 @_figure
 def scatter(models: Mapping[str, Mapping[str, Any]], chance: float) -> tuple[Figure, str]:
-    """Clean against AutoAttack accuracy with 95% intervals; `models` is the part of scores.json, `chance` that of guessing."""
+    """Clean against AutoAttack accuracy with 95% intervals of the `models` of scores.json; `chance` is guessing."""
     figure, axes = _axes(3.2)
     points = []
     for index, (name, entry) in enumerate(models.items()):
         clean, robust = entry["clean"], entry["autoattack"]
-        axes.errorbar(
-            clean["accuracy"],
-            robust["accuracy"],
-            xerr=_bars(clean),
-            yerr=_bars(robust),
-            fmt=MARKERS[index % len(MARKERS)],
-            color=SERIES[index % len(SERIES)],
-            elinewidth=1.2,
-            capsize=2,
-            markersize=6,
-            label=name,
-        )
-        points.append(f"{name} {clean['accuracy']:.1%} clean and {robust['accuracy']:.1%} under AutoAttack")
+        colour, x, y = SERIES[index % len(SERIES)], clean["accuracy"], robust["accuracy"]
+        axes.errorbar(x, y, xerr=_bars(clean), yerr=_bars(robust), color=colour, elinewidth=1.2, capsize=2)
+        axes.plot(x, y, MARKERS[index % len(MARKERS)], color=colour, markersize=6, label=name)
+        points.append(f"{name} {x:.1%} clean and {y:.1%} under AutoAttack")
     axes.axhline(chance, color=INK, alpha=0.5, linewidth=0.9, linestyle="--", label="chance")
     axes.set(xlabel="clean accuracy", title="AutoAttack accuracy")
     axes.set_ylim(bottom=min(0.0, axes.get_ylim()[0]))
@@ -232,9 +236,7 @@ def _epochs(history: Mapping[str, Any]) -> list[int]:
     return [epoch["epoch"] for epoch in history["epochs"]]
 
 
-def _curve(
-    axes: Axes, history: Mapping[str, Any], name: str, label: str | None, colour: str
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+def _curve(axes: Axes, history: Mapping[str, Any], name: str, label: str | None, colour: str) -> NDArray[np.float64]:
     """Draw a column step by step; of a long history the means of equal pieces, in a band from least to largest."""
     values = _column(history, name)
     pieces = np.array_split(values, min(POINTS, len(values)))
@@ -242,8 +244,9 @@ def _curve(
     means = np.array([piece.mean() for piece in pieces])
     axes.plot(ends, means, color=colour, label=label)
     if len(pieces) < len(values):
-        axes.fill_between(ends, [p.min() for p in pieces], [p.max() for p in pieces], color=colour, alpha=0.2, linewidth=0)
-    return ends, means
+        least, largest = [piece.min() for piece in pieces], [piece.max() for piece in pieces]
+        axes.fill_between(ends, least, largest, color=colour, alpha=0.2, linewidth=0)
+    return means
 
 
 def _per_kind(axes: Axes, history: Mapping[str, Any], field: str, word: Callable[[Any], str]) -> str:
@@ -285,5 +288,5 @@ def _rename(text: str) -> str:
     """Several figures share a page: an identifier that is referred to becomes this figure's own, the others go."""
     used = set(re.findall(r"#([\w-]+)[\")]", text))
     own = hashlib.sha256(text.encode()).hexdigest()[:8]
-    text = re.sub(r' id="([^"]+)"', lambda match: f' id="f{own}-{match[1]}"' if match[1] in used else "", text)
+    text = re.sub(r' id="([^"]+)"', lambda match: f' id="f-{match[1]}"' if match[1] in used else "", text)
     return re.sub(r"(href=\"|url\()#", rf"\1#f{own}-", text)

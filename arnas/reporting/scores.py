@@ -54,9 +54,9 @@ class Run:
 
 
 def collect(run: Run) -> dict[str, Any]:
-    """The document: models x attacks, black-box matrix, transfer, and the settings, versions, data and digests behind them.
+    """The document: models x attacks, black-box matrix, transfer; settings, versions, data and digests behind them.
 
-    A score is {"correct", "total", "accuracy" in [0, 1], "interval": [low, high] (95%)}; parts a run lacks are left out.
+    A score is {"correct", "total", "accuracy" in [0, 1], "interval": [low, high] (95%)}. What a run lacks is left out.
     """
     square = run.blackbox["content"].get("square", {}) if run.blackbox else {}
     content = run.images["content"]
@@ -70,7 +70,8 @@ def collect(run: Run) -> dict[str, Any]:
         scores["blackbox"] = run.blackbox["content"]["blackbox"]
     if run.transfer:
         model, evaluation = run.transfer
-        scores["transfer"] = {evaluation["content"]["data"]["dataset"]: {model["content"]["name"]: _model(model, evaluation, {})}}
+        dataset, name = evaluation["content"]["data"]["dataset"], model["content"]["name"]
+        scores["transfer"] = {dataset: {name: _model(model, evaluation, {})}}
     return scores | {
         "settings": run.settings.model_dump(exclude={"prepare": {"path"}, "transfer": {"path"}}),
         "versions": _versions(run),

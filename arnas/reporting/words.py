@@ -13,9 +13,9 @@ def percent(share: float) -> str:
 
 
 def intensity(value: float) -> str:
-    """8/255 for 0.03137...; another number as it is."""
-    levels = 255 * value
-    return f"{round(levels)}/255" if abs(levels - round(levels)) < 1e-6 else f"{value:.4g}"
+    """8/255 for 0.03137...; a number that is no multiple of 1/255 as it is."""
+    levels = round(255 * value)
+    return f"{levels}/255" if levels and levels / 255 == value else f"{value:.4g}"
 
 
 def duration(seconds: float) -> str:
@@ -40,32 +40,37 @@ def best(scores: Mapping[str, Any]) -> str | None:
 
 
 def claim(run: Run, scores: Mapping[str, Any]) -> str:
-    """The headline: what the best model can do, on how many images of what, and what that leaves open."""
+    """The headline: what the best model can do, against what, on how many images of what."""
     name, attack = best(scores), strongest(scores)
     dataset = scores["data"]["dataset"]
     if name is None or attack is None:
-        return f"No model has been evaluated on {dataset} yet; this page shows what there is."
-    entry = scores["models"][name]
-    clean, robust = entry["clean"], entry[attack]
-    low, high = robust["interval"]
+        return f"No model has been attacked on {dataset} yet; this page shows what there is."
+    clean, robust = scores["models"][name]["clean"], scores["models"][name][attack]
     radius = intensity(run.evaluations[name]["content"]["settings"]["epsilon"])
-    same = "the same" if robust["total"] == clean["total"] else "the first"
-    chance = 1 / len(scores["data"]["classes"])
-    text = (
+    same = "of them" if robust["total"] == clean["total"] else f"of the first {robust['total']:,}"
+    return (
         f"{name} classifies {percent(clean['accuracy'])} of {clean['total']:,} {dataset} test images correctly, and "
-        f"{percent(robust['accuracy'])} of {same} {robust['total']:,} when {ATTACKS[attack]} may change every pixel by up to "
-        f"{radius} (95% interval {percent(low)} to {percent(high)}; guessing gives {percent(chance)})"
+        f"{percent(robust['accuracy'])} {same} when {ATTACKS[attack]} may change every pixel by up to {radius}."
     )
-    if low <= chance:
-        text += ", which is no evidence of robustness"
+
+
+def qualification(scores: Mapping[str, Any]) -> str:
+    """What must be said right after the claim: its interval, chance, and the models it cannot be told from."""
+    name, attack = best(scores), strongest(scores)
+    if name is None or attack is None:
+        return ""
+    low, high = scores["models"][name][attack]["interval"]
+    chance = 1 / len(scores["data"]["classes"])
+    text = f"The 95% interval of the latter is {percent(low)} to {percent(high)}; guessing gives {percent(chance)}"
+    text += ", so this is no evidence of robustness." if low <= chance else "."
     rivals = [
         other
-        for other, figures in scores["models"].items()
-        if other != name and attack in figures and figures[attack]["interval"][1] >= low
+        for other, entry in scores["models"].items()
+        if other != name and attack in entry and entry[attack]["interval"][1] >= low
     ]
     if rivals:
-        text += f". The interval overlaps with that of {' and '.join(rivals)}: which of them is the more robust is not settled here"
-    return text + "."
+        text += f" It overlaps with that of {' and '.join(rivals)}: which model is the most robust is not settled here."
+    return text
 
 
 def limits(run: Run, scores: Mapping[str, Any]) -> list[str]:
@@ -78,7 +83,8 @@ def _data(scores: Mapping[str, Any]) -> list[str]:
     counts = scores["data"]["counts"]
     training = counts["weights"] + counts["architecture"]
     colours = {1: "grey", 3: "colour"}.get(channels, f"{channels}-channel")
-    text = f"The data are {colours} images of {height} x {width} pixels in {len(scores['data']['classes'])} classes, {training:,} of them to train on"
+    classes = len(scores["data"]["classes"])
+    text = f"The data are {colours} images of {height} x {width} pixels in {classes} classes, {training:,} to train on"
     if height * width < 32 * 32 or training < 20_000:
         text += "; figures from a data set this small do not tell how the same architecture does on a larger one"
     return [text + "."]
@@ -89,36 +95,40 @@ def _intervals(scores: Mapping[str, Any]) -> list[str]:
     found = [entry[attack] for entry in scores["models"].values() if attack in entry]
     if attack is None or not found:
         return []
-    widest = max((max(high - s["accuracy"], s["accuracy"] - low), s["total"]) for s in found for low, high in [s["interval"]])
+    reach, total = max(
+        (max(score["interval"][1] - score["accuracy"], score["accuracy"] - score["interval"][0]), score["total"])
+        for score in found
+    )
     return [
-        f"With {widest[1]:,} images under {ATTACKS[attack]} an interval reaches up to {100 * widest[0]:.1f} points from its figure: "
-        "smaller differences between models are not evidence."
+        f"With {total:,} images under {ATTACKS[attack]} an interval reaches up to {100 * reach:.1f} points from its "
+        "figure: smaller differences between models are not evidence."
     ]
 
 
 def _training(run: Run) -> list[str]:
-    if not run.models:
+    if not run.evaluations:
         return []
     seeds = sorted({body["content"]["settings"]["seed"] for body in run.models.values()})
     text = (
-        f"The intervals cover the choice of test images only, not the chance in training: each model was trained once (seed "
-        f"{', '.join(map(str, seeds))}), and how far another seed would move its figures was not measured."
+        "The intervals cover the choice of test images only, not the chance in training: each model was trained once "
+        f"(seed {', '.join(map(str, seeds))}), and how far another seed would move its figures was not measured."
     )
     if len(run.evaluations) > 1:
-        text += f" The model named on top was picked by these test figures from {len(run.evaluations)}, which flatters it a little."
+        text += (
+            f" The model named on top was picked from {len(run.evaluations)} by these test figures, which flatter it."
+        )
     return [text]
 
 
 def _recipe(run: Run) -> list[str]:
     reference, lines = Retrain(), []
     for name, body in run.models.items():
-        settings = body["content"]["settings"]
-        unused = {"resnet18": ("channels", "layers")}.get(settings["architecture"], ("layers",) if settings["layout"] else ())
-        smaller = [
-            f"{settings[key]} {word} instead of {getattr(reference, key)}"
-            for key, word in (("channels", "initial filters"), ("layers", "cells"), ("epochs", "epochs"))
-            if settings[key] < getattr(reference, key) and key not in unused
-        ]
+        settings, layout = body["content"]["settings"], body["content"]["network"].get("layout")
+        sizes = [("epochs", settings["epochs"], reference.epochs)]
+        sizes.append(("initial filters", settings["channels"], reference.channels))
+        if layout:  # other architectures have no cells
+            sizes.append(("cells", len(layout.split()), reference.layers))
+        smaller = [f"{size} {what} instead of {published}" for what, size, published in sizes if size < published]
         if smaller:
             lines.append(f"{name} has {', '.join(smaller)}")
     return [f"The training is scaled down from the published recipe: {'; '.join(lines)}."] if lines else []

@@ -22,6 +22,8 @@ def min_norm_weight(natural: Tensor, adversarial: Tensor) -> Tensor:
     Returns:
         gamma, a scalar tensor in [0, 1].
     """
+    scale = torch.maximum(natural.abs().max(), adversarial.abs().max())
+    natural, adversarial = natural / scale, adversarial / scale  # lest the squares of small gradients underflow
     difference = adversarial - natural
     length = difference.dot(difference)
     gamma = (difference.dot(adversarial) / length).clamp(0, 1)
@@ -47,13 +49,16 @@ def combination(name: str) -> Combination:
         return min_norm
     if name == "sum":
         return torch.add
-    from torchjd import aggregation  # heavy, and needed by few
+    from torchjd import Stateful, aggregation  # heavy, and needed by few
 
     known = [key for key in aggregation.__all__ if not key.endswith("Weighting") and key != "Aggregator"]
     if name not in known:
         raise InvalidInput(f"combination {name!r} is unknown; it is min_norm, sum, or of torchjd {', '.join(sorted(known))}.")
     try:
         aggregator = getattr(aggregation, name)()
-    except TypeError as error:
-        raise InvalidInput(f"combination {name} cannot be used here, since it needs arguments ({error}).") from None
+        aggregator(torch.eye(2))
+    except (TypeError, ValueError, ImportError) as error:
+        raise InvalidInput(f"combination {name} cannot be used for two gradients ({error}); take another.") from None
+    if isinstance(aggregator, Stateful):
+        raise InvalidInput(f"combination {name} remembers earlier gradients, which a resumed search would not; take another.")
     return lambda natural, adversarial: aggregator(torch.stack([natural, adversarial]))

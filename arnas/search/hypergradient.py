@@ -54,7 +54,7 @@ def hypergradients(
         direct, _, values = _at(objectives, weights, architecture)
         return direct, values
     create_graph = method == "exact"
-    gradient = torch.autograd.grad(train_loss(), weights, create_graph=create_graph)
+    gradient = torch.autograd.grad(train_loss(), weights, create_graph=create_graph, materialize_grads=True)
     before = [weight.detach().clone() for weight in weights]
     _take(step, weights, [g.detach() for g in gradient])
     direct, sensitivities, values = _at(objectives, weights, architecture)
@@ -73,7 +73,7 @@ def _at(
     direct, sensitivities, values = [], [], []
     for objective in objectives:
         loss = objective()
-        gradients = torch.autograd.grad(loss, [*architecture, *weights])
+        gradients = torch.autograd.grad(loss, [*architecture, *weights], materialize_grads=True)
         direct.append(_vector(gradients[: len(architecture)]))
         sensitivities.append(list(gradients[len(architecture) :]))
         values.append(loss.item())
@@ -105,7 +105,7 @@ def _mixed_product(
     ends = []
     for sign in (1, -1):
         _put(weights, [w + sign * radius * g for w, g in zip(before, v, strict=True)])
-        ends.append(_vector(torch.autograd.grad(train_loss(), architecture)))
+        ends.append(_vector(torch.autograd.grad(train_loss(), architecture, materialize_grads=True)))
     _put(weights, before)
     return (ends[0] - ends[1]) / (2 * radius)
 

@@ -1,8 +1,9 @@
 """Cells drawn as SVG, without graphviz.
 
-Nodes stand on a diagonal. An edge falls from its source, turns right in a row of its own and passes through the name of its
-operation into its target. The names of a row lie left of its target and right of every line that falls, so nothing can
-cover them, whatever the genotype. Colours are middle tones and names have a ground of their own: both read on light and dark.
+Nodes stand on a diagonal. An edge falls from its source, turns right in a row of its own and passes through the name of
+its operation into its target. The names of a row lie left of its target and right of every line that falls, so nothing
+can cover them, whatever the genotype. Colours are middle tones and names have a ground of their own: both read on light
+and on dark.
 """
 
 from collections.abc import Mapping, Sequence
@@ -72,8 +73,8 @@ def _name_x(target: int) -> int:
 
 def _document(width: int, height: int, label: str, body: str) -> str:
     return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" role="img" aria-label={quoteattr(label)} '
-        f'font-family="{FONT}" font-size="13" text-anchor="middle">{body}</svg>'
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" role="img" '
+        f'aria-label={quoteattr(label)} font-family="{FONT}" font-size="13" text-anchor="middle">{body}</svg>'
     )
 
 
@@ -90,17 +91,17 @@ def _cell(kind: str, cell: Cell) -> str:
     bus = [f'<path d="M{_x(state)} {_y(state)}V{output}" />' for state in range(2, last + 1)]
     bus.append(f'<path d="M{_x(2)} {output}H{_x(last)}" />')
     return (
-        f'<text x="{LEFT - 26}" y="26" font-size="17" font-weight="bold" text-anchor="start" fill="{colour}" '
-        f'font-family="system-ui, sans-serif">{kind} cell</text>'
+        f'<text x="{LEFT - 26}" y="26" font-size="17" font-weight="bold" text-anchor="start" '
+        f'fill="{colour}" font-family="system-ui, sans-serif">{kind} cell</text>'
         f'<g fill="none" stroke="#8a929c" stroke-width="1.5" stroke-dasharray="3 4">{"".join(bus)}</g>'
         f'<g fill="none" stroke="{colour}" stroke-width="2">{"".join(lines)}</g>'
         f"{''.join(names)}"
-        f"{''.join(_state(state, colour) for state in range(last + 1))}{_box(_x(last), output, 'k', '#5b6570')}"
+        f"{''.join(_state(state, colour) for state in range(last + 1))}{_box(_x(last), output, 'k')}"
     )
 
 
 def _edge(source: int, target: int, y: int, colour: str) -> str:
-    """From the source down, round a corner, right to the name; and from the name into the node, where it ends in a dot."""
+    """From the source down, round a corner, right to the name; from there into the node, where it ends in a dot."""
     x, corner = _x(source), 10
     name = _name_x(target)
     tip_x, tip_y = _x(target) - RADIUS, _y(target) + (y - _y(target)) // 5
@@ -129,17 +130,17 @@ def _name(operation: str, source: int, target: int, y: int, colour: str, tint: s
 
 def _state(state: int, colour: str) -> str:
     if state < 2:
-        return _box(_x(state), _y(state), f"k-{2 - state}", "#5b6570")
+        return _box(_x(state), _y(state), f"k-{2 - state}")
     return (
         f'<circle cx="{_x(state)}" cy="{_y(state)}" r="{RADIUS}" fill="{colour}" />'
         f'<text x="{_x(state)}" y="{_y(state) + 5}" fill="#ffffff" font-weight="bold" font-size="15">{state - 2}</text>'
     )
 
 
-def _box(x: int, y: int, index: str, colour: str) -> str:
+def _box(x: int, y: int, index: str) -> str:
     """An input or the output: c with an index below the line."""
     return (
-        f'<rect x="{x - 26}" y="{y - 14}" width="52" height="28" rx="6" fill="{colour}" />'
+        f'<rect x="{x - 26}" y="{y - 14}" width="52" height="28" rx="6" fill="#5b6570" />'
         f'<text x="{x}" y="{y + 4}" fill="#ffffff" font-size="14">c<tspan dy="4" font-size="10">{index}</tspan></text>'
     )
 

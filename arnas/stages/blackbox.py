@@ -42,6 +42,7 @@ def run(
     Raises:
         InvalidInput: An artifact is unusable, models and images do not fit, or two models have one name.
     """
+    artifacts.require_writable(output)
     chosen = runtime.prepare(device)
     origin = runtime.Origin(chosen)
     test_images = image_set.load(images, chosen)

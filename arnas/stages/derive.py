@@ -25,6 +25,7 @@ def run(supernet: str | Path, output: str | Path, *, drawing: str | Path | None 
     Raises:
         InvalidInput: The supernet cannot be read, or an output cannot be written.
     """
+    artifacts.require_writable(output, drawing)
     body = artifacts.read(supernet, "supernet")
     tensors = load_file(Path(supernet) / "supernet.safetensors")
     prefix = "architecture."

@@ -46,11 +46,12 @@ def run(
         transfer: A model that was trained on another data set, and its evaluation there.
 
     Returns:
-        digest of the scores; and of the best model its name, clean accuracy, and accuracy under the strongest attack made.
+        digest of the scores; the best model's name, clean accuracy, and accuracy under the strongest attack made.
 
     Raises:
         InvalidInput: An artifact is missing or damaged, or does not belong to the others.
     """
+    artifacts.require_writable(html, scores)
     collected = _read(images, settings, supernet, genotype, models, evaluations, blackbox, transfer)
     document = collect(collected)
     page = html_page.page(collected, document)
@@ -83,7 +84,9 @@ def _read(
         _require_images(black, image_set["digest"], f"black-box evaluation {blackbox}")
         for name, digest in black["content"]["model_digests"].items():
             if name not in bodies or bodies[name]["digest"] != digest:
-                raise InvalidInput(f"Black-box evaluation {blackbox} is of another model {name!r}; give the models that it attacked.")
+                raise InvalidInput(
+                    f"Black-box evaluation {blackbox} is of another model {name!r}; give the models that it attacked."
+                )
     transferred = None
     if transfer is not None:
         transferred = artifacts.read(transfer[0], "model"), artifacts.read(transfer[1], "evaluation")
@@ -127,7 +130,9 @@ def _evaluations(
         body = artifacts.read(path, "evaluation")
         name = names.get(body["content"]["model_digest"])
         if name is None:
-            raise InvalidInput(f"Evaluation {path} is of a model {body['content']['model']!r} that is not among the models; give that model.")
+            raise InvalidInput(
+                f"Evaluation {path} is of a model {body['content']['model']!r} that is not here; give that model too."
+            )
         if name in bodies:
             raise InvalidInput(f"Evaluation {path} is the second one of {name!r}; give one for each model.")
         _require_images(body, images, f"evaluation {path}")
@@ -135,9 +140,13 @@ def _evaluations(
     epsilons = {body["content"]["settings"]["epsilon"] for body in bodies.values()}
     if len(epsilons) > 1:
         radii = " and ".join(words.intensity(epsilon) for epsilon in sorted(epsilons))
-        raise InvalidInput(f"The evaluations attack at epsilon {radii}, which one table cannot compare; evaluate all models at one.")
+        raise InvalidInput(
+            f"The evaluations attack at epsilon {radii}, which one table cannot compare; evaluate all models at one."
+        )
     order = [name for name in models if name in bodies]
-    return {name: bodies[name] for name in order}, {name: examples[name] for name in order if len(examples[name]["labels"])}
+    return {name: bodies[name] for name in order}, {
+        name: examples[name] for name in order if len(examples[name]["labels"])
+    }
 
 
 def _require_images(body: Mapping[str, Any], images: str, what: str) -> None:

@@ -48,6 +48,7 @@ def run(
         Diverged: A loss is not finite.
         Interrupted: The process was asked to stop; its state is saved.
     """
+    artifacts.require_writable(output)
     origin = runtime.Origin(runtime.prepare(device))
     data = image_set.load(images, origin.device)
     _check(data, settings)
@@ -64,7 +65,7 @@ def run(
     runtime.seed(settings.seed, "retrain", "network")
     network = build(description)
     with Keeper(CheckpointStore(checkpoints), key, f"retrain {name}") as keeper:
-        progress = train(name, network, data, settings, keeper)
+        progress = train(network, data, settings, keeper)
     sizes = count(build(description), data.shape)
     selection = {"best": progress.best_epoch(), "last": progress.epochs[-1]}
     content = {

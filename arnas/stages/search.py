@@ -36,6 +36,7 @@ def run(
         Diverged: A loss is not finite.
         Interrupted: The process was asked to stop; its state is saved.
     """
+    artifacts.require_writable(output)
     origin = runtime.Origin(runtime.prepare(device))
     data = image_set.load(images, origin.device)
     _check(data, settings)

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+from arnas import artifacts
 from arnas.config import Retrain, Whitebox
 from arnas.stages import retrain, whitebox
 
@@ -32,5 +33,6 @@ def run(
     Returns:
         What whitebox returns.
     """
+    artifacts.require_writable(evaluation_output)
     retrain.run(images, model_output, recipe, name=name, genotype=genotype, checkpoints=checkpoints, device=device)
     return whitebox.run(model_output, images, evaluation_output, attacks, checkpoints=checkpoints, device=device)

@@ -43,6 +43,7 @@ def run(
         InvalidInput: An artifact is unusable, model and images do not fit, or AutoAttack is asked for on fewer than
             four classes.
     """
+    artifacts.require_writable(output)
     chosen = runtime.prepare(device)
     origin = runtime.Origin(chosen)
     test_images = image_set.load(images, chosen)

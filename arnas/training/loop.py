@@ -38,7 +38,7 @@ class Progress:
         return max(self.epochs, key=lambda record: record["robust"])
 
 
-def train(name: str, network: Classifier, images: ImageSet, recipe: Retrain, keeper: Keeper) -> Progress:
+def train(network: Classifier, images: ImageSet, recipe: Retrain, keeper: Keeper) -> Progress:
     """Train until the last epoch, from the checkpoint if there is one; `network` ends as the last epoch left it.
 
     Trains on both halves of the training set, and selects on the hold-out, never on the test set.
@@ -48,7 +48,7 @@ def train(name: str, network: Classifier, images: ImageSet, recipe: Retrain, kee
         Interrupted: The process was asked to stop.
     """
     device = images.images.device
-    network.to(device, memory_format=torch.channels_last if device.type == "cpu" else torch.contiguous_format)
+    network.to(device, memory_format=runtime.memory_format(device))
     averaged = copy.deepcopy(network) if recipe.weight_averaging else None
     optimizer = torch.optim.SGD(
         network.parameters(), recipe.learning_rate, recipe.momentum, weight_decay=recipe.weight_decay
@@ -68,7 +68,9 @@ def train(name: str, network: Classifier, images: ImageSet, recipe: Retrain, kee
     indices = torch.cat([images.splits["weights"], images.splits["architecture"]])
     # the last batch is dropped, unless it is the only one
     steps = max(len(indices) // recipe.batch_size, 1)
-    bar = runtime.Progress(f"retrain {name}", recipe.epochs * steps, progress.epoch * steps + progress.step)
+    done, total = progress.epoch * steps + progress.step, recipe.epochs * steps
+    runtime.say_resumed(keeper.stage, done, total, "steps")
+    bar = runtime.Progress(keeper.stage, total, done)
     while progress.epoch < recipe.epochs:
         runtime.seed(recipe.seed, "retrain", "order", progress.epoch)
         order = indices[torch.randperm(len(indices)).to(device)].split(recipe.batch_size)
@@ -77,7 +79,7 @@ def train(name: str, network: Classifier, images: ImageSet, recipe: Retrain, kee
             optimizer.param_groups[0]["lr"] = learning_rate(recipe, progress.epoch + step / steps)
             batch = augment(images.images[order[step]], recipe.crop_padding, recipe.flip, recipe.cutout)
             loss, logits = LOSSES[recipe.loss](network, batch, images.labels[order[step]], recipe)
-            runtime.require_finite(loss.item(), f"retrain {name}", f"epoch {progress.epoch}, step {step}")
+            runtime.require_finite(loss.item(), keeper.stage, f"epoch {progress.epoch}, step {step}")
             _descend(optimizer, network, loss, recipe.gradient_clip)
             if averaged is not None:
                 _average(averaged, network, recipe.weight_averaging)
@@ -85,7 +87,7 @@ def train(name: str, network: Classifier, images: ImageSet, recipe: Retrain, kee
             progress.step = step + 1
             bar.advance({"epoch": progress.epoch, "loss": loss.item()} | _latest(progress))
             keeper.offer(capture)
-        _finish_epoch(progress, averaged or network, images, recipe, keeper.stage)
+        _finish_epoch(progress, averaged or network, images, recipe)
     bar.close()
     keeper.save(capture())
     if averaged is not None:
@@ -117,7 +119,7 @@ def holdout_accuracy(network: Classifier, images: ImageSet, recipe: Retrain) -> 
     return {"clean": clean / len(indices), "robust": robust / len(indices)}
 
 
-def _finish_epoch(progress: Progress, network: Classifier, images: ImageSet, recipe: Retrain, stage: str) -> None:
+def _finish_epoch(progress: Progress, network: Classifier, images: ImageSet, recipe: Retrain) -> None:
     """Record the epoch, keep its weights if it is the best, and begin the next."""
     runtime.seed(recipe.seed, "retrain", "holdout", progress.epoch)
     totals = progress.totals

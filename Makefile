@@ -1,0 +1,73 @@
+# All targets work in .venv, which make builds from a lock: every version is pinned, every file has its hash.
+PYTHON ?= python3
+BIN := .venv/bin
+COMPILE := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
+	--no-annotate --no-header
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint format typecheck bench generate lock clean
+.NOTPARALLEL:
+
+help: ## List these targets
+	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1 @ \2/p' Makefile | awk -F@ '{ printf "%-18s%s\n", $$1, $$2 }'
+
+demo: .venv/runtime ## Run the whole pipeline on scikit-learn's digits; leaves out/demo/report.html and scores.json
+	$(BIN)/python -m pipelines run --preset digits --output out/demo
+
+test: .venv/dev ## Run the tests
+	$(BIN)/python -m pytest
+
+lint: .venv/dev ## Check style and formatting
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+
+format: .venv/dev ## Mend style and formatting
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+
+typecheck: .venv/dev ## Check types
+	$(BIN)/mypy
+
+bench: .venv/dev ## Run the benchmarks; each prints a ratio against a baseline of the same run
+	@set -e; for file in benchmarks/*.py; do echo "$$file"; $(BIN)/python "$$file"; done
+
+generate: .venv/runtime ## Write the component and pipeline YAML anew
+	$(BIN)/python -m pipelines compile
+
+lock: .venv/dev ## Write the locks anew from pyproject.toml; with UPGRADE=1, to the newest versions
+	echo 'setuptools>=77' | $(COMPILE) $(if $(UPGRADE),--upgrade) --extra pipelines --extra dev pyproject.toml - \
+		-o requirements-dev.lock
+	echo 'setuptools>=77' | $(COMPILE) $(if $(UPGRADE),--upgrade) --extra pipelines -c requirements-dev.lock pyproject.toml - \
+		-o requirements.lock
+
+clean: ## Remove the environment and the caches; results in out/ stay
+	rm -rf .venv build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# The two stamps below are newer than the lock that they stand for. An installation that was interrupted leaves
+# .venv/unfinished behind, and the next one begins with an empty .venv (pip keeps what it has downloaded). The lock's
+# setuptools comes first, to build what has no wheel: an isolated build would fetch one that has no hash here.
+.venv/runtime: requirements.lock pyproject.toml
+	$(call install,requirements.lock)
+	@touch $@
+
+.venv/dev: requirements-dev.lock pyproject.toml
+	$(call install,requirements-dev.lock)
+	@touch .venv/runtime $@ # the dev lock holds all of the runtime lock
+
+USABLE := import ensurepip, sys, venv; sys.exit(sys.version_info < (3, 11))
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-input
+
+define install
+	@$(PYTHON) -c '$(USABLE)' 2>/dev/null || { echo "$(PYTHON) is not Python 3.11 or newer with venv;" \
+		"install one and name it, for example: make $(MAKECMDGOALS) PYTHON=python3.12" >&2; exit 1; }
+	@if [ -e .venv/unfinished ] || ! $(BIN)/python -c '$(USABLE)' 2>/dev/null; then \
+		rm -rf .venv && mkdir .venv && touch .venv/unfinished && $(PYTHON) -m venv .venv; fi
+	@touch .venv/unfinished
+	@echo "Installing $(1) into .venv; the first time this downloads several GB on Linux (PyTorch with CUDA) ..."
+	@sed -n '/^setuptools==/,/[^\\]$$/p' $(1) > .venv/setuptools.lock
+	@$(PIP) --require-hashes -r .venv/setuptools.lock
+	@$(PIP) --require-hashes --no-build-isolation -r $(1)
+	@$(PIP) --no-deps --no-build-isolation -e .
+	@rm .venv/unfinished
+endef

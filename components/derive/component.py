@@ -1,0 +1,19 @@
+from kfp import dsl
+
+from components import component
+
+
+@component
+def derive(supernet: dsl.Input[dsl.Model], genotype: dsl.Output[dsl.Artifact], drawing: dsl.Output[dsl.HTML]):
+    """Derive the discrete architecture from a searched supernet.
+
+    Args:
+        supernet: Searched supernet, as written by the search component.
+
+    Returns:
+        genotype: Genotype as JSON; its metadata carries the digest.
+        drawing: The three cells, drawn.
+    """
+    from arnas.stages import derive
+
+    genotype.metadata.update(derive.run(supernet.path, genotype.path, drawing=drawing.path))

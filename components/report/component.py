@@ -1,0 +1,55 @@
+from kfp import dsl
+
+from components import component
+
+
+@component
+def report(
+    images: dsl.Input[dsl.Dataset],
+    supernet: dsl.Input[dsl.Model],
+    genotype: dsl.Input[dsl.Artifact],
+    networks: dsl.Input[list[dsl.Model]],
+    evaluations: dsl.Input[list[dsl.Artifact]],
+    blackbox: dsl.Input[dsl.Artifact],
+    html: dsl.Output[dsl.HTML],
+    scores: dsl.Output[dsl.Artifact],
+    transfer_network: dsl.Input[dsl.Model] = None,
+    transfer_evaluation: dsl.Input[dsl.Artifact] = None,
+    preset: str = "cifar10",
+    overrides: dict = {},
+):
+    """Write one page with everything that a run found, and its scores as JSON.
+
+    Args:
+        images: Image set, as written by the prepare component.
+        supernet: Searched supernet, as written by the search component.
+        genotype: Genotype, as written by the derive component.
+        networks: Models, as written by the retrain component.
+        evaluations: Their white-box evaluations, in the same order.
+        blackbox: Black-box evaluation of all of them.
+        transfer_network: Model trained on the other data set; without it the report has no transfer section.
+        transfer_evaluation: Its white-box evaluation.
+        preset: Name of the preset of settings that was followed, or path of a YAML file.
+        overrides: Changes of the preset that were made.
+
+    Returns:
+        html: Self-contained report.
+        scores: Scores as JSON.
+    """
+    from arnas import config
+    from arnas.stages import report
+
+    scores.metadata.update(
+        report.run(
+            html.path,
+            scores.path,
+            images=images.path,
+            supernet=supernet.path,
+            genotype=genotype.path,
+            models=[network.path for network in networks],
+            evaluations=[evaluation.path for evaluation in evaluations],
+            blackbox=blackbox.path,
+            transfer=(transfer_network.path, transfer_evaluation.path) if transfer_network else None,
+            settings=config.load(preset, overrides),
+        )
+    )

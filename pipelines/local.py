@@ -1,0 +1,244 @@
+"""Run the whole pipeline on this machine: no cluster, no container.
+
+KFP works in a process of its own, which leads a process group with all of its tasks (pipelines/worker.py). This process
+stays light and only watches: it keeps the log, shows what a person wants to see, and stops the group when it is told to.
+"""
+
+import contextlib
+import fcntl
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections import deque
+from collections.abc import Iterator
+from pathlib import Path
+from types import FrameType
+from typing import IO, Any
+
+from arnas import artifacts, config
+from arnas.errors import InvalidInput
+from arnas.reporting.table import table
+
+ROOT = Path(__file__).resolve().parents[1]
+
+_BEGINS = re.compile(r"Executing task '|Looking for component `")  # what KFP, then the task itself, says first
+
+
+def run(
+    preset: str,
+    output: str | Path | None = None,
+    *,
+    data: str | Path | None = None,
+    overrides: dict[str, Any] | None = None,
+    models: list[str] | None = None,
+    device: str = "auto",
+) -> int:
+    """Run the pipeline; leave `report.html`, `scores.json`, `genotype.json` and `models/` in `output`.
+
+    Args:
+        preset: Name of a preset, or path of a YAML file.
+        output: Folder for results, checkpoints and the log (default: out/PRESET).
+        data: Where the data set of the settings' section prepare lies.
+        overrides: Changes of the preset, nested or dotted.
+        models: Which of the settings' models to train (default: all).
+        device: auto, cpu, cuda, cuda:N or mps.
+
+    Returns:
+        Exit status: 0, 1 where a task failed, 128 + N where signal N asked to stop.
+
+    Raises:
+        InvalidInput: A setting is wrong, the data is missing, or another run works in `output`; nothing was started.
+    """
+    overrides = overrides or {}
+    where = str(Path(data).expanduser().resolve()) if data else ""
+    settings = config.load(preset, overrides | ({"prepare.path": where} if data else {}))
+    _require_data(settings)
+    models = list(settings.models) if models is None else models
+    for model in models:
+        settings.recipe(model)
+    output = Path(output or Path("out") / Path(preset).stem).expanduser().resolve()
+    arguments = {
+        "preset": preset,
+        "data": where,
+        "models": models,
+        "overrides": overrides,
+        "checkpoints": str(output / "checkpoints"),
+        "device": device,
+    }
+    with _lock(output) as lock:
+        _clean(output)
+        status = _watch(output, arguments, lock)
+    if status == 0:
+        print(f"\n{table(json.loads((output / 'scores.json').read_text()))}\n")
+        print(f"report  {output / 'report.html'}\nscores  {output / 'scores.json'}")
+    return status
+
+
+def _require_data(settings: config.Settings) -> None:
+    for section, option in {"prepare": "--data", "transfer": "--set transfer.path="}.items():
+        prepare = getattr(settings, section)
+        if prepare.path is None and prepare.dataset in ("cifar10", "folder"):
+            raise InvalidInput(f"The data set of section {section}, {prepare.dataset}, is not bundled; say where it lies by {option}.")
+        if prepare.path is not None and not Path(prepare.path).exists():
+            raise InvalidInput(f"There is no {prepare.path}; {option} must name the data set ({prepare.dataset}).")
+
+
+@contextlib.contextmanager
+def _lock(output: Path) -> Iterator[int]:
+    """Hold the output folder; the kernel frees the lock when the last process that has it open is gone."""
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+        file = (output / ".lock").open("w")
+    except OSError as error:
+        raise InvalidInput(f"{output} cannot be written: {error.strerror}; name a folder with space and rights.") from None
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise InvalidInput(f"Another run works in {output}; wait for its end, or name another --output.") from None
+        yield file.fileno()
+
+
+def _clean(output: Path) -> None:
+    """Drop KFP's working files of earlier runs (their results are in `output`), and what a killed run left half written."""
+    runs = output / "runs"
+    for folder in [*runs.glob("arnas-[0-9]*"), runs / "tmp"]:
+        shutil.rmtree(folder, ignore_errors=True)
+    for name in ("models", "genotype.json", "scores.json", "report.html"):
+        for folder in output.glob(f".{name}.*"):
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _watch(output: Path, arguments: dict[str, Any], lock: int) -> int:
+    """Start the worker, follow its output to the end, and leave no process behind."""
+    scratch = output / "runs" / "tmp"  # KFP leaves the source of every task in the temporary folder
+    environment = os.environ | {
+        "PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")])),
+        "PYTHONUNBUFFERED": "1",
+        "TMPDIR": str(scratch),
+    }
+    told = json.dumps({"output": str(output), "arguments": arguments})
+    path = output / "pipeline.log"
+    try:
+        scratch.mkdir(parents=True, exist_ok=True)
+        with path.open("w", encoding="utf-8", buffering=1) as log, _Worker(told, environment, lock) as worker:
+            view = _View(arguments["models"])
+            for line in worker.lines:
+                line = re.sub(r"\x1b\[\d*m", "", line.rstrip("\n"))
+                log.write(line + "\n")
+                view.show(line.strip())
+                if view.failed or (worker.stopped_by and _BEGINS.search(line)):  # KFP would go on with other tasks
+                    worker.stop(signal.SIGKILL)
+            view.end()
+    except OSError as error:
+        raise InvalidInput(f"{output} cannot be written: {error.strerror}; name a folder with space and rights.") from error
+    shutil.rmtree(scratch, ignore_errors=True)
+    if worker.stopped_by:
+        print("Stopped; what was computed is kept, and the same command goes on from there.", file=sys.stderr)
+        return 128 + worker.stopped_by
+    if view.failed or worker.process.returncode:
+        print(f"{view.explain()}\nThe whole log is {path}", file=sys.stderr)
+        return 1
+    return 0
+
+
+class _Worker:
+    """The process group of KFP and its tasks; it ends when the context does, and when this process does."""
+
+    def __init__(self, told: str, environment: dict[str, str], lock: int):
+        self.stopped_by = 0
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "pipelines.worker", told],
+            stdin=subprocess.PIPE,  # the lifeline
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            errors="replace",
+            env=environment,
+            start_new_session=True,  # so that Ctrl-C reaches only us, and we can stop all of them
+            pass_fds=[lock],
+        )
+        assert self.process.stdout is not None
+        self.lines: IO[str] = self.process.stdout
+
+    def __enter__(self) -> "_Worker":
+        self._handlers = {number: signal.signal(number, self._on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.stop(signal.SIGKILL)
+        self.process.communicate()
+        for number, handler in self._handlers.items():
+            signal.signal(number, handler)
+
+    def stop(self, number: int) -> None:
+        """Send a signal to the whole group."""
+        with contextlib.suppress(ProcessLookupError, PermissionError):  # macOS refuses where only zombies are left
+            os.killpg(self.process.pid, number)
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        if self.stopped_by:  # asked twice: the user does not want to wait for the step
+            self.stop(signal.SIGKILL)
+        else:
+            self.stopped_by = number
+            print("\nStopping when the running step is done and saved; once more stops at once.", file=sys.stderr)
+            self.stop(signal.SIGTERM)
+
+
+class _View:
+    """Shows of KFP's output what a person wants to see: tasks as they begin and end, and what our stages say."""
+
+    def __init__(self, models: list[str]):
+        self.failed = ""
+        # KFP calls tasks by their component; these have several tasks, in this order
+        self._which = {"prepare": iter(["", "transfer"]), "retrain": iter(models), "whitebox": iter(models)}
+        self._task = "the pipeline"
+        self._begun = time.monotonic()
+        self._last: deque[str] = deque(maxlen=20)
+        self._redraw = False
+
+    def show(self, line: str) -> None:
+        if match := re.search(r"Executing task '(.+)'$", line):
+            name = re.sub(r"-\d+$", "", match[1])
+            self._task = f"{name} {next(self._which.get(name, iter([])), '')}".strip()
+            self._begun = time.monotonic()
+            self._last.clear()
+            self._print(f"{self._task} ...")
+        elif match := re.search(r"Task '.+' finished with status (\w+)$", line):
+            if match[1] == "SUCCESS":
+                self._print(f"{self._task} done in {_clock(time.monotonic() - self._begun)}")
+            else:
+                self.failed = self._task
+        elif re.match(r"\[[a-z]", line):
+            self._print(line)
+        if line:
+            self._last.append(line)
+
+    def end(self) -> None:
+        if self._redraw:
+            print()
+
+    def explain(self) -> str:
+        """Our own sentence where the task ended with one; else its last lines."""
+        for line in reversed(self._last):
+            if match := re.match(r"arnas\.errors\.\w+: (.+)", line):
+                return f"{self._task} failed: {match[1]}"
+        return "\n    ".join([f"{self._task} failed; its last lines:", *self._last])
+
+    def _print(self, line: str) -> None:
+        bar = "%|" in line and sys.stdout.isatty()
+        if self._redraw:
+            print("\r\x1b[2K" if bar else "\n", end="")
+        print(line[: shutil.get_terminal_size().columns - 1] if bar else line, end="" if bar else "\n", flush=True)
+        self._redraw = bar
+
+
+def _clock(seconds: float) -> str:
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"

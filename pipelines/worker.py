@@ -1,0 +1,54 @@
+"""The process in which KFP runs the pipeline on this machine; pipelines/local.py starts it and watches it.
+
+`python -m pipelines.worker '{"output": FOLDER, "arguments": {...}}'`: its standard input is a lifeline, which ends when
+the watching process does.
+"""
+
+import json
+import os
+import shutil
+import signal
+import sys
+import threading
+import warnings
+from pathlib import Path
+from typing import Any
+
+from kfp import local
+
+from arnas import artifacts
+from pipelines.arnas import arnas
+
+
+def main() -> None:
+    signal.signal(signal.SIGTERM, lambda *_: None)  # meant for the tasks; this process waits until they have saved
+    threading.Thread(target=_die_with_watcher, daemon=True).start()
+    told = json.loads(sys.argv[1])
+    output = Path(told["output"])
+    warnings.filterwarnings("ignore", message=".*custom or non-Python base image", category=RuntimeWarning)
+
+    # KFP replaces "python3" by sys.executable all through its shell command, unquoted, and in every path there
+    os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    sys.executable = "python3"
+    local.init(local.SubprocessRunner(use_venv=False), pipeline_root=str(output / "runs"))
+    _publish(output, told["arguments"]["models"], arnas(**told["arguments"]).outputs)
+
+
+def _publish(output: Path, models: list[str], found: dict[str, Any]) -> None:
+    """Put the results where the user looks for them, each at once or not at all."""
+    with artifacts.publish(output / "models") as scratch:
+        for name, network in zip(models, found["networks"], strict=True):
+            shutil.copytree(network.path, scratch / name)
+    for key, name in {"genotype": "genotype.json", "scores": "scores.json", "report": "report.html"}.items():
+        with artifacts.publish(output / name) as scratch:
+            shutil.copyfile(found[key].path, scratch)
+
+
+def _die_with_watcher() -> None:
+    """However the watching process ends, even by SIGKILL, no task computes on without it."""
+    os.read(0, 1)
+    os.killpg(0, signal.SIGKILL)
+
+
+if __name__ == "__main__":
+    main()

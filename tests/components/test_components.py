@@ -1,0 +1,128 @@
+"""Each component resolves its settings and calls its stage once, in the stage's own words."""
+
+from importlib import import_module
+from types import SimpleNamespace
+from typing import Any
+from unittest import mock
+
+import pytest
+
+from pipelines.__main__ import STAGES
+
+FIGURES = {"digest": "d", "clean": 0.5, "images": 7}
+INPUTS = {
+    "search": ["images"],
+    "derive": ["supernet"],
+    "retrain": ["images", "genotype"],
+    "whitebox": ["network", "images"],
+    "blackbox": ["images"],
+    "transfer": ["genotype", "images"],
+    "report": ["images", "supernet", "genotype", "blackbox"],
+}
+OUTPUTS = {
+    "prepare": ["images"],
+    "search": ["supernet"],
+    "derive": ["genotype", "drawing"],
+    "retrain": ["network"],
+    "whitebox": ["evaluation", "metrics"],
+    "blackbox": ["evaluation"],
+    "transfer": ["network", "evaluation"],
+    "report": ["html", "scores"],
+}
+OVERRIDES = {"search.epochs": 3.0, "retrain.epochs": 5.0, "whitebox.images": 6.0, "blackbox.images": 8.0}  # KFP sends floats
+
+
+def artifact(name: str) -> SimpleNamespace:
+    return SimpleNamespace(path=f"/at/{name}", metadata={})
+
+
+def call(stage: str, monkeypatch: pytest.MonkeyPatch, **more: Any) -> tuple[mock._Call, dict[str, SimpleNamespace]]:
+    """Run a component's function on a stage that only notes how it is called, but insists on the real signature."""
+    module = import_module(f"arnas.stages.{stage}")
+    fake = mock.create_autospec(module.run, return_value=dict(FIGURES))
+    monkeypatch.setattr(module, "run", fake)
+    artifacts = {name: artifact(name) for name in [*INPUTS.get(stage, []), *OUTPUTS[stage]]}
+    component = getattr(import_module(f"components.{stage}.component"), stage)
+    component.python_func(**artifacts, **({} if stage == "derive" else {"overrides": OVERRIDES}), **more)
+    fake.assert_called_once()
+    return fake.call_args, artifacts
+
+
+def test_prepare_follows_the_section_and_the_data_that_it_is_given(monkeypatch: pytest.MonkeyPatch) -> None:
+    told, artifacts = call("prepare", monkeypatch, section="transfer", data="/data")
+    output, settings = told.args
+    assert (output, settings.path) == ("/at/images", "/data")
+    assert artifacts["images"].metadata == FIGURES
+
+
+def test_prepare_leaves_the_path_of_the_settings_alone_where_no_data_is_given(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert call("prepare", monkeypatch)[0].args[1].path is None
+
+
+def test_search_passes_overridden_settings_and_the_place_of_checkpoints(monkeypatch: pytest.MonkeyPatch) -> None:
+    told, artifacts = call("search", monkeypatch, checkpoints="/keep", device="cpu")
+    assert told.args[:2] == ("/at/images", "/at/supernet")
+    assert told.args[2].epochs == 3
+    assert told.kwargs == {"checkpoints": "/keep", "device": "cpu"}
+    assert artifacts["supernet"].metadata == FIGURES
+
+
+def test_derive_writes_genotype_and_drawing(monkeypatch: pytest.MonkeyPatch) -> None:
+    told, artifacts = call("derive", monkeypatch)
+    assert told == mock.call("/at/supernet", "/at/genotype", drawing="/at/drawing")
+    assert artifacts["genotype"].metadata == FIGURES
+
+
+def test_retrain_follows_the_recipe_of_its_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    told, _ = call("retrain", monkeypatch)
+    assert told.kwargs["genotype"] == "/at/genotype"
+    assert (told.kwargs["name"], told.args[2].epochs) == ("searched", 5)
+
+
+def test_retrain_works_without_a_genotype(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(INPUTS, "retrain", ["images"])
+    assert call("retrain", monkeypatch)[0].kwargs["genotype"] is None
+
+
+def test_whitebox_logs_accuracies_alone_as_metrics(monkeypatch: pytest.MonkeyPatch) -> None:
+    told, artifacts = call("whitebox", monkeypatch)
+    assert told.args[:3] == ("/at/network", "/at/images", "/at/evaluation")
+    assert told.args[3].images == 6
+    assert artifacts["evaluation"].metadata == FIGURES
+    assert artifacts["metrics"].metadata == {"clean": 0.5}
+
+
+def test_blackbox_passes_all_models_in_their_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    told, _ = call("blackbox", monkeypatch, networks=[artifact("a"), artifact("b")])
+    assert told.args[:3] == (["/at/a", "/at/b"], "/at/images", "/at/evaluation")
+    assert told.args[3].images == 8
+
+
+def test_transfer_follows_the_sections_retrain_and_whitebox(monkeypatch: pytest.MonkeyPatch) -> None:
+    told, _ = call("transfer", monkeypatch)
+    assert told.args[:4] == ("/at/genotype", "/at/images", "/at/network", "/at/evaluation")
+    assert [told.args[4].epochs, told.args[5].images] == [5, 6]
+
+
+@pytest.mark.parametrize("transferred", [True, False])
+def test_report_gathers_everything_with_or_without_a_transfer(
+    transferred: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    more = {"transfer_network": artifact("tn"), "transfer_evaluation": artifact("te")} if transferred else {}
+    lists = {"networks": [artifact("a"), artifact("b")], "evaluations": [artifact("c"), artifact("d")]}
+    told, artifacts = call("report", monkeypatch, **lists, **more)
+    assert told.args == ("/at/html", "/at/scores")
+    assert told.kwargs["models"] == ["/at/a", "/at/b"]
+    assert told.kwargs["evaluations"] == ["/at/c", "/at/d"]
+    assert told.kwargs["transfer"] == (("/at/tn", "/at/te") if transferred else None)
+    assert told.kwargs["settings"].search.epochs == 3
+    assert artifacts["scores"].metadata == FIGURES
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_every_input_and_output_is_documented(stage: str) -> None:
+    spec = getattr(import_module(f"components.{stage}.component"), stage).pipeline_spec.components[f"comp-{stage}"]
+    for definitions in (spec.input_definitions, spec.output_definitions):
+        for kind in (definitions.artifacts, definitions.parameters):
+            for name, definition in kind.items():
+                assert definition.description, name

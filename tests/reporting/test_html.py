@@ -1,0 +1,199 @@
+import base64
+import io
+import json
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from reporting.fixtures import write_run
+from safetensors.numpy import load_file
+
+from arnas.config import Settings, load
+from arnas.reporting.scores import ATTACKS
+from arnas.stages import report
+
+VOID = {"meta", "img", "br"}
+
+
+class Page(HTMLParser):
+    """The page's tags, identifiers and visible text; complains of tags that are not closed in order."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.tags, self.ids, self.open, self.text, self.headings = [], [], [], [], []
+        self.feed(text)
+        self.close()
+        assert self.open == []
+
+    def handle_starttag(self, tag, attributes):
+        self._note(tag, attributes)
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attributes):
+        self._note(tag, attributes)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        if not {"style", "pre"} & set(self.open):
+            self.text.append(data)
+        if self.open and self.open[-1] in ("h1", "h2"):
+            self.headings.append(data)
+
+    def _note(self, tag, attributes):
+        self.tags.append((tag, dict(attributes)))
+        self.ids += [value for name, value in attributes if name == "id"]
+
+    @property
+    def words(self):
+        return " ".join(" ".join(self.text).split())
+
+
+@pytest.fixture(scope="module")
+def source(reported):
+    return (reported / "report.html").read_text(encoding="utf-8")
+
+
+@pytest.fixture(scope="module")
+def scores(reported):
+    return json.loads((reported / "scores.json").read_text(encoding="utf-8"))
+
+
+def test_the_page_is_well_formed_and_says_its_title_and_language(source):
+    assert source.startswith("<!DOCTYPE html>")
+    page = Page(source)
+    assert ("html", {"lang": "en"}) in page.tags
+    assert "<title>ARNAS report: digits</title>" in source
+    assert page.headings[0].startswith("searched classifies")
+
+
+def test_identifiers_are_unique_and_every_reference_finds_its_own(source):
+    ids = Page(source).ids
+    assert len(ids) == len(set(ids)) > 0
+    references = re.findall(r"(?:href=\"|url\()#([\w-]+)", source)
+    assert set(references) == set(ids)
+
+
+def test_the_page_asks_nothing_of_the_network_and_runs_nothing(source):
+    page = Page(source)
+    assert not {"script", "link", "iframe", "object", "embed"} & {tag for tag, _ in page.tags}
+    for tag, attributes in page.tags:
+        assert not any(name.startswith("on") for name in attributes), tag
+        for name in ("src", "href", "xlink:href", "srcset", "data", "action"):
+            assert attributes.get(name, "#").startswith(("#", "data:image/png;base64,")), (tag, attributes)
+    addresses = set(re.findall(r"\w+://[^\s\"'<>]+", source))
+    assert addresses == {"http://www.w3.org/2000/svg", "http://www.w3.org/1999/xlink"}
+    assert "@import" not in source and "@font-face" not in source
+    assert not re.search(r"url\((?!#)", source)
+
+
+def test_every_drawing_and_image_has_words_for_those_who_cannot_see_it(source):
+    tags = Page(source).tags
+    drawings = [attributes for tag, attributes in tags if tag == "svg"]
+    assert len(drawings) == 3 + 5 + 3 + 2  # cells, search, training, under attack
+    assert all(drawing["role"] == "img" and len(drawing["aria-label"]) > 20 for drawing in drawings)
+    images = [attributes for tag, attributes in tags if tag == "img"]
+    assert len(images) == 3 * 6 * 3 and all(image["alt"] for image in images)
+    assert source.count("<figure>") == source.count("<figcaption>") == 11
+
+
+def test_every_score_stands_on_the_page_as_in_scores_json(source, scores):
+    rows = dict(re.findall(r'<th scope="row">(\w+)</th>\s*(<td class="score">.*?)</tr>', source, re.DOTALL)[:3])
+    assert list(rows) == list(scores["models"]) == ["searched", "resnet18", "natural"]
+    for name, entry in scores["models"].items():
+        shown = re.findall(r"<b>([\d.]+)%</b><small>([\d.]+)%–([\d.]+)%<br>(\d+)/(\d+)", rows[name])  # noqa: RUF001
+        assert len(shown) == len(ATTACKS)
+        for attack, (accuracy, low, high, correct, total) in zip(ATTACKS, shown, strict=True):
+            score = entry[attack]
+            assert (int(correct), int(total)) == (score["correct"], score["total"])
+            figures = [score["accuracy"], *score["interval"]]
+            assert np.allclose([float(accuracy), float(low), float(high)], np.multiply(figures, 100), atol=0.0501)
+
+
+def test_digests_seeds_versions_and_settings_needed_to_repeat_the_run_are_there(source, scores, tmp_path):
+    digests = re.findall(r"<code>([0-9a-f]{64})</code>", source)
+    named = {text for text in re.findall(r'"([0-9a-f]{64})"', json.dumps(scores["digests"]))}
+    assert set(digests) == named and len(named) == 1 + 1 + 1 + 3 + 3 + 1 + 2
+    assert "1 min 14 s" in source and "812 MiB" in source and "2.15.0" in source
+    preset = tmp_path / "again.yaml"
+    preset.write_text(re.search(r"<pre>(.*?)</pre>", source, re.DOTALL)[1].replace("&#39;", "'"))
+    again = load(str(preset))
+    assert "epsilon: 8/255" in preset.read_text()
+    assert again == Settings.model_validate(scores["settings"])
+
+
+def test_examples_show_the_stored_pixels_and_the_perturbation_at_full_scale(source, written):
+    tensors = load_file(written.evaluations[0] / "examples.safetensors")
+    shown = re.findall(r'src="data:image/png;base64,([^"]+)"', source)[:3]
+    clean, change, attacked = (
+        np.asarray(Image.open(io.BytesIO(base64.b64decode(text))), dtype=float) / 255 for text in shown
+    )
+    assert np.abs(clean - tensors["images"][0, 0]).max() <= 0.5 / 255
+    assert np.abs(attacked - tensors["adversarial"][0, 0]).max() <= 0.5 / 255
+    difference = tensors["adversarial"][0, 0] - tensors["images"][0, 0]
+    assert np.abs((2 * change - 1) * 8 / 255 - difference).max() <= 8 / 255 / 255 + 1e-6
+
+
+PARTS = {
+    "supernet": ["The search", "gamma", "hypergradient", "entropy", "search:"],
+    "genotype": ["The architecture", "c_{k-1}", "genotype searched"],
+    "blackbox": ["black-box", "Square", "transferred examples", "made on (source)"],
+    "transfer": ["On another data set", "transferred model", "glyphs"],
+    "evaluations": ["AutoAttack", "PGD-20", "FGSM", "perturbation", "upper bound", "interval"],
+}
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_a_missing_part_leaves_no_trace(part, written, source, tmp_path):
+    empty = [] if part == "evaluations" else None
+    more = {"blackbox": None, "transfer": None} if part == "evaluations" else {}
+    more |= {"supernet": None} if part != "supernet" else {}  # its plots take time
+    report.run(tmp_path / "report.html", tmp_path / "scores.json", **written.arguments(**{part: empty}, **more))
+    whole, page = Page(source), Page((tmp_path / "report.html").read_text(encoding="utf-8"))
+    labels = " ".join(attributes.get("aria-label") or "" for _, attributes in page.tags)
+    present = [trace for trace in PARTS[part] if trace in page.words + labels]
+    assert present == []
+    assert any(trace in whole.words for trace in PARTS[part])
+    assert not re.search(r"\bNone\b|\bnan\b|Undefined", page.words)
+    scores = json.loads((tmp_path / "scores.json").read_text())
+    assert part not in scores and not scores["digests"].get(part)
+
+
+def test_without_autoattack_the_next_strongest_attack_carries_the_claim(tmp_path):
+    run = write_run(tmp_path / "run", attacks=("fgsm", "pgd20"))
+    report.run(tmp_path / "report.html", tmp_path / "scores.json", **run.arguments(supernet=None))
+    page = Page((tmp_path / "report.html").read_text(encoding="utf-8"))
+    assert "when PGD-20 may change every pixel" in page.headings[0]
+    assert "AutoAttack" not in page.words and "PGD-100" not in page.words
+
+
+def test_the_same_inputs_give_the_same_bytes(reported, written, tmp_path):
+    report.run(tmp_path / "report.html", tmp_path / "scores.json", **written.arguments())
+    for name in ("report.html", "scores.json"):
+        assert (tmp_path / name).read_bytes() == (reported / name).read_bytes()
+
+
+def test_no_path_of_the_machine_stands_on_the_page(source, written, tmp_path):
+    assert str(Path(written.images).parent) not in source
+    prepare = written.settings.prepare.model_copy(update={"path": "/secret/place"})
+    settings = written.settings.model_copy(update={"prepare": prepare, "transfer": prepare})
+    report.run(tmp_path / "report.html", tmp_path / "scores.json", images=written.images, settings=settings)
+    assert "secret" not in (tmp_path / "report.html").read_text() + (tmp_path / "scores.json").read_text()
+
+
+def test_names_are_shown_as_they_are_and_not_as_markup(tmp_path, monkeypatch):
+    name = '<b>$x_1$</b> & "co"'
+    monkeypatch.setattr(
+        "reporting.fixtures.CHANCES", {name: {"clean": 0.9, "pgd20": 0.5, "autoattack": 0.4, "square": 0.5}}
+    )
+    run = write_run(tmp_path / "run", attacks=("pgd20", "autoattack"))
+    report.run(tmp_path / "report.html", tmp_path / "scores.json", **run.arguments(supernet=None))
+    page = Page((tmp_path / "report.html").read_text(encoding="utf-8"))
+    assert page.headings[0].startswith(name + " classifies")
+    assert f"accuracy of {name}" in page.words  # the title of a plot
+    assert f"Training of {name}" in " ".join(attributes.get("aria-label") or "" for _, attributes in page.tags)

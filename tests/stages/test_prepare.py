@@ -1,0 +1,210 @@
+import itertools
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from arnas import artifacts, config
+from arnas.data import catalog, image_set
+from arnas.data.catalog import Source
+from arnas.errors import InvalidInput
+from arnas.stages import prepare
+
+
+def make_source(counts, test_share=None):
+    """Images that carry their own index, so that a mix-up shows."""
+    labels = torch.repeat_interleave(torch.arange(len(counts)), torch.tensor(counts))
+    images = torch.arange(len(labels)).int().view(torch.uint8).view(-1, 4, 1, 1).repeat(1, 1, 8, 8)
+    test = None if test_share is None else torch.arange(0, len(labels), test_share)
+    return Source(images, labels, [f"class {index}" for index in range(len(counts))], test)
+
+
+def share(indices, labels):
+    return labels[indices].bincount(minlength=int(labels.max()) + 1)
+
+
+def assert_stratified(drawn, population, labels):
+    """Each class has its share of the drawn to within one image."""
+    exact = share(population, labels).double() * len(drawn) / len(population)
+    assert torch.all((share(drawn, labels) - exact).abs() < 1)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    counts=st.lists(st.integers(8, 60), min_size=2, max_size=12),
+    own_test=st.booleans(),
+    train_limit=st.none() | st.integers(40, 500),
+    test_limit=st.none() | st.integers(1, 100),
+    seed=st.integers(0, 2**62),
+)
+def test_splits_are_disjoint_complete_stratified_and_within_the_limits(counts, own_test, train_limit, test_limit, seed):
+    source = make_source(counts, test_share=5 if own_test else None)
+    settings = config.Prepare(
+        seed=seed, train_limit=train_limit, test_limit=test_limit, test_fraction=0.2, holdout_fraction=0.1
+    )
+    try:
+        splits = prepare.split(source, settings)
+    except InvalidInput:
+        assume(False)
+    parts = {name: set(indices.tolist()) for name, indices in splits.items()}
+    assert all(len(parts[name]) == len(splits[name]) for name in parts)
+    assert all(not one & other for one, other in itertools.combinations(parts.values(), 2))
+
+    every = torch.arange(len(source.labels))
+    training = torch.cat([splits[name] for name in ("weights", "architecture", "holdout")])
+    if own_test:
+        assert parts["test"] <= set(source.test.tolist())
+        assert not set(training.tolist()) & set(source.test.tolist())
+    tests = len(source.test) if own_test else round(0.2 * len(every))
+    assert len(splits["test"]) == min(tests, test_limit or tests)
+    assert len(training) == min(len(every) - tests, train_limit or len(every))
+    assert len(splits["holdout"]) == round(0.1 * len(training))
+    assert abs(len(splits["weights"]) - len(splits["architecture"])) <= 1
+
+    if own_test:
+        assert_stratified(splits["test"], source.test, source.labels)
+    elif test_limit is None:
+        assert_stratified(splits["test"], every, source.labels)
+    assert_stratified(splits["holdout"], training, source.labels)
+    rest = torch.cat([splits["weights"], splits["architecture"]])
+    assert_stratified(splits["weights"], rest, source.labels)
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    counts=st.lists(st.integers(1, 40), min_size=1, max_size=15), fraction=st.floats(0, 1), seed=st.integers(0, 2**62)
+)
+def test_any_sample_has_its_size_and_each_class_its_share(counts, fraction, seed):
+    labels = make_source(counts).labels
+    every = torch.arange(len(labels))
+    torch.manual_seed(seed)
+    drawn, others = prepare._sample(every, labels, count := round(fraction * len(labels)))
+    assert len(drawn) == count
+    assert torch.equal(torch.cat([drawn, others]).sort().values, every)
+    assert_stratified(drawn, every, labels)
+
+
+def test_every_image_can_be_drawn_and_ties_are_not_always_broken_alike():
+    labels = torch.arange(10).repeat_interleave(4)
+    hits = torch.zeros(40)
+    for seed in range(400):
+        torch.manual_seed(seed)
+        hits[prepare._sample(torch.arange(40), labels, 5)[0]] += 1
+    assert hits.min() > 25 and hits.max() < 80  # 50 expected, standard deviation 7
+
+
+def test_the_first_images_of_a_split_are_a_fair_sample():
+    splits = prepare.split(make_source([300] * 4), config.Prepare(test_fraction=0.5))
+    labels = make_source([300] * 4).labels
+    first = share(splits["test"][:100], labels)
+    assert first.min() >= 12 and first.max() <= 38  # 25 expected, standard deviation 4
+    assert not torch.equal(splits["test"], splits["test"].sort().values)
+
+
+def test_same_seed_same_digest_other_seed_other_digest(tmp_path):
+    digests = [
+        prepare.run(tmp_path / str(index), config.Prepare(dataset="digits", seed=seed))["digest"]
+        for index, seed in enumerate((0, 0, 1))
+    ]
+    assert digests[0] == digests[1] != digests[2]
+    assert (tmp_path / "0" / "images.safetensors").read_bytes() == (tmp_path / "1" / "images.safetensors").read_bytes()
+
+
+def put_folder(root, count=12, size=(8, 8)):
+    generator = np.random.default_rng(0)
+    for name in ("ant", "bee"):
+        (root / name).mkdir(parents=True)
+        for index in range(count):
+            pixels = generator.integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(root / name / f"{index:03}.png")
+
+
+def test_the_digest_does_not_tell_where_the_data_lay(tmp_path):
+    put_folder(tmp_path / "here")
+    shutil.copytree(tmp_path / "here", tmp_path / "there" / "deeper")
+    settings = {"dataset": "folder", "holdout_fraction": 0.2}
+    first = prepare.run(tmp_path / "a", config.Prepare(path=str(tmp_path / "here"), **settings))
+    second = prepare.run(tmp_path / "b", config.Prepare(path=str(tmp_path / "there" / "deeper"), **settings))
+    assert first == second
+    assert str(tmp_path) not in (tmp_path / "a" / "artifact.json").read_text()
+
+
+def test_other_pixels_give_another_digest(tmp_path):
+    put_folder(tmp_path / "data")
+    settings = config.Prepare(dataset="folder", path=str(tmp_path / "data"), holdout_fraction=0.2)
+    first = prepare.run(tmp_path / "a", settings)
+    Image.new("RGB", (8, 8)).save(tmp_path / "data" / "ant" / "003.png")
+    assert prepare.run(tmp_path / "b", settings)["digest"] != first["digest"]
+
+
+def test_the_artifact_says_what_it_holds(tmp_path):
+    report = prepare.run(tmp_path / "set", config.Prepare(dataset="digits", train_limit=500, test_limit=100, seed=3))
+    content = artifacts.read(tmp_path / "set", "image_set")["content"]
+    assert content["shape"] == [1, 8, 8] and content["dataset"] == "digits" and len(content["classes"]) == 10
+    assert "path" not in content["settings"] and content["settings"]["seed"] == 3
+    counts = {"weights": 237, "architecture": 238, "holdout": 25, "test": 100}
+    assert content["counts"] == counts
+    assert {name: report[name] for name in counts} == counts
+    assert report["images"] == 600 and report["classes"] == 10
+    loaded = image_set.load(tmp_path / "set")
+    assert {name: len(indices) for name, indices in loaded.splits.items()} == counts
+    assert len(loaded.images) == len(loaded.labels) == 600
+
+
+def test_images_keep_their_labels_when_some_are_left_out(tmp_path, monkeypatch):
+    source = make_source([50, 30, 20])
+    monkeypatch.setattr(catalog, "read", lambda settings: source)
+    prepare.run(tmp_path / "set", config.Prepare(dataset="digits", train_limit=40, test_limit=7))
+    loaded = image_set.load(tmp_path / "set")
+    assert len(loaded.images) == 47
+    original = loaded.images[:, :, 0, 0].contiguous().view(torch.int32).flatten().long()
+    assert torch.equal(loaded.labels, source.labels[original])
+    splits = prepare.split(source, config.Prepare(dataset="digits", train_limit=40, test_limit=7))
+    for name, indices in loaded.splits.items():
+        assert torch.equal(original[indices], splits[name])
+
+
+@pytest.mark.parametrize("dataset", ["digits", "folder"])
+def test_image_size_resizes_to_a_square(tmp_path, dataset):
+    put_folder(tmp_path / "data", size=(12, 20))
+    settings = config.Prepare(dataset=dataset, path=str(tmp_path / "data"), image_size=16, holdout_fraction=0.2)
+    prepare.run(tmp_path / "set", settings)
+    loaded = image_set.load(tmp_path / "set")
+    assert loaded.shape[1:] == (16, 16) and loaded.images.shape[2:] == (16, 16)
+
+
+def test_resizing_keeps_the_mean_and_order_of_images(tmp_path):
+    prepare.run(tmp_path / "small", config.Prepare(dataset="digits"))
+    prepare.run(tmp_path / "large", config.Prepare(dataset="digits", image_size=32))
+    small, large = (image_set.load(tmp_path / name).images.float().mean((1, 2, 3)) for name in ("small", "large"))
+    assert torch.allclose(small, large, atol=3)
+
+
+def test_images_below_8_pixels_are_refused(tmp_path):
+    put_folder(tmp_path / "data", size=(7, 9))
+    with pytest.raises(InvalidInput, match="images of 7 x 9 pixels are too small"):
+        prepare.run(tmp_path / "set", config.Prepare(dataset="folder", path=str(tmp_path / "data")))
+
+
+@pytest.mark.parametrize(
+    "changes, sentence",
+    [
+        ({"train_limit": 9}, r"split holdout is empty \(weights 4, architecture 5, holdout 0, test 359\)"),
+        ({"test_fraction": 0.0001}, "split test is empty"),
+        ({"train_limit": 16, "holdout_fraction": 0.2}, "no image of class '\\d'.*each class needs two training images"),
+    ],
+)
+def test_too_few_images_are_refused_in_one_sentence(tmp_path, changes, sentence):
+    with pytest.raises(InvalidInput, match=sentence):
+        prepare.run(tmp_path / "set", config.Prepare(dataset="digits", **changes))
+    assert not (tmp_path / "set").exists()
+
+
+def test_a_place_that_cannot_be_written_is_refused(tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(InvalidInput, match="cannot be written"):
+        prepare.run(tmp_path / "file" / "set", config.Prepare(dataset="digits"))

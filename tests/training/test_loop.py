@@ -1,0 +1,24 @@
+import pytest
+import torch
+
+from arnas.config import Retrain
+from arnas.training.loop import Progress, learning_rate
+
+
+def test_the_piecewise_schedule_is_the_papers():
+    recipe = Retrain(epochs=200)
+    rates = [learning_rate(recipe, epoch) for epoch in (0, 99, 100, 149, 150, 199)]
+    assert rates == pytest.approx([0.1, 0.1, 0.01, 0.01, 0.001, 0.001])
+
+
+def test_the_cyclic_schedule_rises_to_the_rate_and_falls_to_zero():
+    recipe = Retrain(epochs=10, schedule="cyclic", learning_rate=0.2)
+    rates = torch.tensor([learning_rate(recipe, step / 100) for step in range(1000)])
+    assert rates.max() == pytest.approx(0.2) and rates.argmax() == 400
+    assert rates[0] == 0 and rates[-1] < 0.001
+    assert (rates[1:401] > rates[:400]).all() and (rates[401:] < rates[400:-1]).all()
+
+
+def test_the_best_epoch_is_the_earliest_of_equals():
+    epochs = [{"epoch": index, "robust": robust} for index, robust in enumerate((0.1, 0.3, 0.2, 0.3))]
+    assert Progress(epochs=epochs).best_epoch()["epoch"] == 1

@@ -1,0 +1,76 @@
+import pytest
+import torch
+from torch.nn import functional
+
+from arnas.config import Retrain
+from arnas.space import genotype
+from arnas.space.network import build
+from arnas.training.losses import LOSSES, divergence, pgd_at
+
+
+def network(auxiliary=False):
+    torch.manual_seed(0)
+    cells = genotype.load("arnas-cifar10")[0].to_json()
+    sizes = {"channels": 2, "classes": 4, "channels_in": 1}
+    extra = {"layout": "A1 D1 R1", "auxiliary": auxiliary, "drop_path": 0.0}
+    return build({"architecture": "genotype", "cells": cells} | extra | sizes).train()
+
+
+@pytest.fixture
+def batch():
+    torch.manual_seed(1)
+    return torch.rand(16, 1, 8, 8), torch.randint(4, (16,))
+
+
+RECIPE = Retrain(auxiliary_weight=0.4, attack_steps=3, epsilon=0.1, step_size=0.03)
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_without_room_to_attack_every_loss_is_about_the_clean_images(name, batch):
+    """At epsilon 0 there is no adversarial image: PGD-AT is the natural loss, TRADES adds a divergence of zero."""
+    recipe = RECIPE.model_copy(update={"epsilon": 0.0})
+    loss, logits = LOSSES[name](network(), *batch, recipe)
+    clean = network().train()(batch[0])
+    torch.testing.assert_close(logits, clean)
+    natural = functional.cross_entropy(clean, batch[1])
+    if name == "mart":
+        others = clean.softmax(-1).masked_fill(functional.one_hot(batch[1], 4).bool(), 0)
+        natural = natural - (1 - others.amax(-1)).log().mean()
+    torch.testing.assert_close(loss, natural)
+
+
+@pytest.mark.parametrize("name", ["pgd_at", "trades", "mart"])
+def test_attacks_cost(name, batch):
+    """TRADES in particular must look at adversarial logits: on clean ones its second term would vanish."""
+    losses = []
+    for epsilon in (0.0, 0.3):
+        net = network()
+        for _ in range(30):
+            net(batch[0])  # so that the attack in evaluation mode sees the network that is trained
+        recipe = RECIPE.model_copy(update={"epsilon": epsilon, "step_size": 0.1})
+        losses.append(LOSSES[name](net, *batch, recipe)[0].item())
+    assert losses[1] > losses[0] + 0.01
+
+
+def test_the_auxiliary_head_adds_its_weighted_cross_entropy(batch):
+    recipe = RECIPE.model_copy(update={"epsilon": 0.0})
+    loss, _ = pgd_at(network(auxiliary=True), *batch, recipe)
+    logits, auxiliary = network(auxiliary=True).train().with_auxiliary(batch[0])
+    expected = functional.cross_entropy(logits, batch[1]) + 0.4 * functional.cross_entropy(auxiliary, batch[1])
+    torch.testing.assert_close(loss, expected)
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_the_attack_leaves_batch_norm_statistics_to_the_training_pass(name, batch):
+    """Each pass in training mode counts a batch: one for a loss on one kind of images, two where both are seen."""
+    net = network()
+    LOSSES[name](net, *batch, RECIPE)
+    counts = {module.num_batches_tracked.item() for module in net.modules() if isinstance(module, torch.nn.BatchNorm2d)}
+    assert counts == {2 if name in ("trades", "mart") else 1}
+
+
+def test_divergence_is_the_distributions_of_torch():
+    reference, logits = torch.randn(5, 4).softmax(-1), torch.randn(5, 4)
+    distribution = torch.distributions.Categorical
+    expected = torch.distributions.kl_divergence(distribution(probs=reference), distribution(logits=logits))
+    torch.testing.assert_close(divergence(reference, logits), expected)
