@@ -15,7 +15,7 @@ demo: .venv/runtime ## Run the whole pipeline on scikit-learn's digits; leaves o
 	$(BIN)/python -m pipelines run --preset digits --output out/demo
 
 test: .venv/dev ## Run the tests
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2
 
 lint: .venv/dev ## Check style and formatting
 	$(BIN)/ruff check

@@ -20,8 +20,8 @@ app = App(
     name="arnas",
     version=arnas.__version__,
     help="Search, train and certify image classifiers that are accurate and withstand adversarial attack.\n\n"
-    "A run in order: prepare, search, derive, retrain, whitebox, blackbox, transfer, report. Each command says in one "
-    "sentence what is wrong with its input, saves its state when it is interrupted, and goes on when it is started again.",
+    "A run in order: prepare, search, derive, retrain, whitebox, blackbox, transfer, report. A command that is "
+    "interrupted saves its state, and goes on from there when it is started again.",
     help_format="plaintext",
     suppress_keyboard_interrupt=False,  # main says so
 )
@@ -35,14 +35,14 @@ def _shown(value: Any) -> str:
     return f"{levels:.0f}/255" if 0 < levels <= 16 and abs(levels - round(levels)) < 1e-9 else str(value)
 
 
-SETTINGS = Group("Settings (defaults shown are the paper's; the preset replaces them, and options replace the preset's)")
+SETTINGS = Group("Settings (the defaults are the paper's; the preset replaces them, and options replace the preset's)")
 Flat = Parameter(name="*", group=SETTINGS, show_default=_shown)
 Named = Parameter(group=SETTINGS, show_default=_shown)
 Preset = Annotated[
     str, Parameter(help=f"Settings to begin with: {', '.join(config.presets())}, or a YAML file of your own.")
 ]
 Checkpoints = Annotated[
-    Path | None, Parameter(help="Folder where unfinished and finished work is kept (default: .checkpoints beside the output).")
+    Path | None, Parameter(help="Folder of finished and unfinished work (default: .checkpoints beside the output).")
 ]
 Device = Annotated[str, Parameter(help="auto, cpu, cuda, cuda:N or mps.")]
 Positive = Annotated[int | None, Parameter(validator=validators.Number(gte=1))]

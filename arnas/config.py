@@ -82,24 +82,26 @@ class Search(Adversary, Augmentation, Stage):
     channels: int = Field(24, ge=1, description="Initial number of filters, C.")
     layers: int = Field(8, ge=3, le=100, description="Number of cells, L, where no layout is given.")
     layout: str | None = Field(
-        None, description='Cell kinds and widths in multiples of C, such as "A1 A1 D2 A2 A2 D2 R2 R2" (default: the paper\'s).'
+        None,
+        description='Cell kinds and widths in multiples of C, such as "A1 A1 D2 A2 A2 D2 R2 R2" (default: the paper\'s).',
     )
-    epochs: int = Field(50, ge=1)
+    epochs: int = Field(50, ge=1, description="Passes over each half of the training set.")
     batch_size: int = Field(32, ge=2, description="Images a step, from each half of the training set.")
     adversarial_weight: float = Field(0.1, ge=0, description="Weight lambda of the adversarial objective.")
     hypergradient: Literal["finite_difference", "exact", "first_order"] = Field(
         "finite_difference", description="How the architecture's gradient passes through the virtual weight step."
     )
     combination: str = Field(
-        "min_norm", description="How the two hypergradients are combined: min_norm, sum, or an aggregator of torchjd by name."
+        "min_norm",
+        description="How the two hypergradients are combined: min_norm, sum, or an aggregator of torchjd by name.",
     )
     learning_rate: float = Field(0.025, gt=0, description="Of the weights, at the start of a cosine.")
     final_learning_rate: float = Field(0.001, ge=0, description="Of the weights, at the end of the cosine.")
-    momentum: float = Field(0.9, ge=0, lt=1)
-    weight_decay: float = Field(3e-4, ge=0)
+    momentum: float = Field(0.9, ge=0, lt=1, description="Of the weights' SGD.")
+    weight_decay: float = Field(3e-4, ge=0, description="Of the weights' SGD.")
     gradient_clip: float = Field(5.0, gt=0, description="Largest norm of the weights' gradient.")
-    architecture_learning_rate: float = Field(3e-4, gt=0)
-    architecture_weight_decay: float = Field(1e-3, ge=0)
+    architecture_learning_rate: float = Field(3e-4, gt=0, description="Of Adam on the architecture parameters.")
+    architecture_weight_decay: float = Field(1e-3, ge=0, description="Of Adam on the architecture parameters.")
     collapse_limit: int = Field(
         4, ge=1, le=8, description="Report a collapse when a normal cell has this many skip connections or more."
     )
@@ -114,18 +116,23 @@ class Retrain(Adversary, Augmentation, Stage):
     )
     channels: int = Field(64, ge=1, description="Initial number of filters, C.")
     layers: int = Field(20, ge=3, le=100, description="Number of cells, L, where no layout is given.")
-    layout: str | None = Field(None, description="Cell kinds and widths; default: the genotype's way of placing L cells.")
-    epochs: int = Field(200, ge=1)
-    batch_size: int = Field(32, ge=2)
-    loss: Literal["pgd_at", "trades", "mart", "natural"] = Field("pgd_at", description="natural trains without attacks.")
+    layout: str | None = Field(
+        None, description="Cell kinds and widths; default: the genotype's way of placing L cells."
+    )
+    epochs: int = Field(200, ge=1, description="Passes over the training set.")
+    batch_size: int = Field(32, ge=2, description="Images a step.")
+    loss: Literal["pgd_at", "trades", "mart", "natural"] = Field(
+        "pgd_at", description="natural trains without attacks."
+    )
     beta: float = Field(6.0, ge=0, description="Weight of the robustness term of trades and mart.")
     schedule: Literal["piecewise", "cyclic"] = Field(
-        "piecewise", description="piecewise: x0.1 at half, x0.01 at three quarters; cyclic: up to the middle and down to zero."
+        "piecewise",
+        description="piecewise: x0.1 at half, x0.01 at three quarters; cyclic: up to the middle and down to zero.",
     )
-    learning_rate: float = Field(0.1, gt=0)
-    momentum: float = Field(0.9, ge=0, lt=1)
-    weight_decay: float = Field(1e-4, ge=0)
-    gradient_clip: float = Field(5.0, gt=0)
+    learning_rate: float = Field(0.1, gt=0, description="The schedule's largest.")
+    momentum: float = Field(0.9, ge=0, lt=1, description="Of the weights' SGD.")
+    weight_decay: float = Field(1e-4, ge=0, description="Of SGD.")
+    gradient_clip: float = Field(5.0, gt=0, description="Largest norm of the gradient.")
     step_size: Intensity = Field(0.01, description="Step of one PGD iteration, in [0, 1].")
     cutout: int = Field(16, ge=0, description="Side of the square that is blanked, in pixels; 0 for none.")
     auxiliary_weight: float = Field(
@@ -145,8 +152,12 @@ class Whitebox(Stage):
     epsilon: Intensity = Field(8 / 255, description="Radius of the linf ball, in [0, 1].")
     step_size: Intensity = Field(2 / 255, description="Step of PGD-20 and PGD-100, in [0, 1].")
     images: int = Field(10_000, ge=1, description="Test images attacked, at most.")
-    autoattack_images: int = Field(10_000, ge=0, description="Of those, the first this many under AutoAttack; 0 leaves it out.")
-    block_size: int = Field(250, ge=1, description="Images attacked together; a finished block is never computed again.")
+    autoattack_images: int = Field(
+        10_000, ge=0, description="Of those, the first this many under AutoAttack; 0 leaves it out."
+    )
+    block_size: int = Field(
+        250, ge=1, description="Images attacked together; a finished block is never computed again."
+    )
     examples: int = Field(6, ge=0, description="Attacked images kept for the report.")
 
 
@@ -159,7 +170,9 @@ class Blackbox(Stage):
     images: int = Field(10_000, ge=1, description="Test images attacked, at most.")
     square_images: int = Field(1_000, ge=0, description="Of those, the first this many under Square; 0 leaves it out.")
     square_queries: int = Field(5_000, ge=1, description="Queries Square may ask for an image.")
-    block_size: int = Field(250, ge=1, description="Images attacked together; a finished block is never computed again.")
+    block_size: int = Field(
+        250, ge=1, description="Images attacked together; a finished block is never computed again."
+    )
 
 
 class Settings(BaseModel):
@@ -194,7 +207,9 @@ class Settings(BaseModel):
 
 def presets() -> list[str]:
     """Names of the presets that come with the package."""
-    return sorted(entry.name[:-5] for entry in resources.files("arnas.presets").iterdir() if entry.name.endswith(".yaml"))
+    return sorted(
+        entry.name[:-5] for entry in resources.files("arnas.presets").iterdir() if entry.name.endswith(".yaml")
+    )
 
 
 def load(preset: str = "cifar10", overrides: Mapping[str, Any] | None = None) -> Settings:

@@ -50,7 +50,9 @@ def compile_all(root: Path = ROOT) -> list[Path]:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m pipelines", description="The ARNAS pipeline on Kubeflow, or on this machine.")
+    parser = argparse.ArgumentParser(
+        prog="python -m pipelines", description="The ARNAS pipeline on Kubeflow, or on this machine."
+    )
     commands = parser.add_subparsers(dest="command", required=True)
     run = commands.add_parser(
         "run",
@@ -60,10 +62,16 @@ def _parser() -> argparse.ArgumentParser:
         epilog="Example: python -m pipelines run --preset digits --output out/demo --set search.epochs=3",
     )
     run.add_argument("--preset", required=True, help=f"settings: {', '.join(presets())}, or a YAML file of your own")
-    run.add_argument("--data", metavar="PATH", help="where the data set lies; digits comes with the library and needs none")
+    run.add_argument(
+        "--data", metavar="PATH", help="where the data set lies; digits comes with the library and needs none"
+    )
     run.add_argument("--output", metavar="DIR", help="folder for results, checkpoints and log (default: out/PRESET)")
     run.add_argument(
-        "--set", action="append", default=[], metavar="KEY=VALUE", help="change a setting, such as search.epochs=3; repeatable"
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="change a setting, such as search.epochs=3; repeatable",
     )
     run.add_argument("--device", default="auto", help="auto (default), cpu, cuda, cuda:N or mps")
     run.add_argument("--models", nargs="+", metavar="NAME", help="which of the preset's models to train (default: all)")

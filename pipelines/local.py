@@ -1,7 +1,7 @@
 """Run the whole pipeline on this machine: no cluster, no container.
 
 KFP works in a process of its own, which leads a process group with all of its tasks (pipelines/worker.py). This process
-stays light and only watches: it keeps the log, shows what a person wants to see, and stops the group when it is told to.
+stays light and only watches: it keeps the log, shows what a person wants to see, and stops the group when asked to.
 """
 
 import contextlib
@@ -20,7 +20,7 @@ from pathlib import Path
 from types import FrameType
 from typing import IO, Any
 
-from arnas import artifacts, config
+from arnas import config
 from arnas.errors import InvalidInput
 from arnas.reporting.table import table
 
@@ -83,7 +83,9 @@ def _require_data(settings: config.Settings) -> None:
     for section, option in {"prepare": "--data", "transfer": "--set transfer.path="}.items():
         prepare = getattr(settings, section)
         if prepare.path is None and prepare.dataset in ("cifar10", "folder"):
-            raise InvalidInput(f"The data set of section {section}, {prepare.dataset}, is not bundled; say where it lies by {option}.")
+            raise InvalidInput(
+                f"The data set of section {section}, {prepare.dataset}, is not bundled; say where it lies by {option}."
+            )
         if prepare.path is not None and not Path(prepare.path).exists():
             raise InvalidInput(f"There is no {prepare.path}; {option} must name the data set ({prepare.dataset}).")
 
@@ -95,7 +97,9 @@ def _lock(output: Path) -> Iterator[int]:
         output.mkdir(parents=True, exist_ok=True)
         file = (output / ".lock").open("w")
     except OSError as error:
-        raise InvalidInput(f"{output} cannot be written: {error.strerror}; name a folder with space and rights.") from None
+        raise InvalidInput(
+            f"{output} cannot be written: {error.strerror}; name a folder with space and rights."
+        ) from None
     with file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -105,7 +109,7 @@ def _lock(output: Path) -> Iterator[int]:
 
 
 def _clean(output: Path) -> None:
-    """Drop KFP's working files of earlier runs (their results are in `output`), and what a killed run left half written."""
+    """Drop KFP's files of earlier runs, whose results are in `output`, and what a killed run left half written."""
     runs = output / "runs"
     for folder in [*runs.glob("arnas-[0-9]*"), runs / "tmp"]:
         shutil.rmtree(folder, ignore_errors=True)
@@ -136,7 +140,9 @@ def _watch(output: Path, arguments: dict[str, Any], lock: int) -> int:
                     worker.stop(signal.SIGKILL)
             view.end()
     except OSError as error:
-        raise InvalidInput(f"{output} cannot be written: {error.strerror}; name a folder with space and rights.") from error
+        raise InvalidInput(
+            f"{output} cannot be written: {error.strerror}; name a folder with space and rights."
+        ) from error
     shutil.rmtree(scratch, ignore_errors=True)
     if worker.stopped_by:
         print("Stopped; what was computed is kept, and the same command goes on from there.", file=sys.stderr)
@@ -215,6 +221,7 @@ class _View:
             else:
                 self.failed = self._task
         elif re.match(r"\[[a-z]", line):
+            self._last.clear()  # what KFP says of the task's input
             self._print(line)
         if line:
             self._last.append(line)

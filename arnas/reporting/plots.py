@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from arnas.space.drawing import COLOURS
 
 INK = "#010203"  # stands for currentColor until the figure is written
-SERIES = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#9a7fd1", "#b08400", "#7f7f7f")
+SERIES = ("#1f83c6", "#d55e00", "#009e73", "#cc79a7", "#9a7fd1", "#b08400", "#7f7f7f")
 MARKERS = "osD^vPX"
 POINTS = 240  # of a curve, at most: longer histories are averaged in as many equal pieces
 STYLE: Any = {
@@ -78,7 +78,7 @@ def search_losses(history: Mapping[str, Any]) -> tuple[Figure, str]:
     ):
         losses = _curve(axes, history, column, name, colour)
         ends.append(f"{name} from {losses[0]:.2f} to {losses[-1]:.2f}")
-    axes.set(xlabel="epoch", title="loss (nats)")
+    axes.set(xlabel="epochs passed", title="loss (nats)")
     _legend(figure, 2)
     return figure, "Losses of the search over its epochs: " + ", ".join(ends)
 
@@ -92,7 +92,7 @@ def search_gradients(history: Mapping[str, Any]) -> tuple[Figure, str]:
     above.set(ylim=(-0.04, 1.04), title="gamma, the weight of the natural gradient")
     for name, colour in (("natural", SERIES[0]), ("adversarial", SERIES[1])):
         _curve(below, history, f"{name}_norm", name, colour)
-    below.set(xlabel="epoch", title="norm of the hypergradient")
+    below.set(xlabel="epochs passed", title="norm of the hypergradient")
     norms = np.concatenate([_column(history, "natural_norm"), _column(history, "adversarial_norm")])
     if norms.min() > 0:
         below.set_yscale("log")
@@ -161,7 +161,14 @@ def training(name: str, history: Mapping[str, Any], selection: Mapping[str, Any]
     for column, label, colour in (("clean", "hold-out, clean", SERIES[0]), ("robust", "hold-out, PGD", SERIES[1])):
         axes.plot(x, [epoch[column] for epoch in epochs], color=colour, label=label)
         for moment, marker, size in (("last", "s", 5), ("best", "*", 11)):
-            axes.plot(selection[moment]["epoch"], selection[moment][column], marker, markersize=size, color=colour)
+            axes.plot(
+                selection[moment]["epoch"],
+                selection[moment][column],
+                marker,
+                markersize=size,
+                color=colour,
+                clip_on=False,
+            )
     axes.plot([], [], "*", color=INK, markersize=8, label="best epoch")
     axes.plot([], [], "s", color=INK, markersize=4, label="last epoch")
     axes.set(xlabel="epoch", title=f"accuracy of {name}", ylim=(0, 1))
@@ -252,11 +259,19 @@ def _curve(axes: Axes, history: Mapping[str, Any], name: str, label: str | None,
 def _per_kind(axes: Axes, history: Mapping[str, Any], field: str, word: Callable[[Any], str]) -> str:
     """Draw a figure of every epoch for each cell kind; word how each ends."""
     ends = []
-    for kind, colour in COLOURS.items():
+    for (kind, colour), width in zip(COLOURS.items(), (3.2, 2.2, 1.2), strict=True):  # what is below stays visible
         if kind in history["epochs"][0][field]:
             values = [epoch[field][kind] for epoch in history["epochs"]]
             marker = MARKERS[list(COLOURS).index(kind)]
-            axes.plot(_epochs(history), values, color=colour, marker=marker, markersize=3.5, label=f"{kind} cell")
+            axes.plot(
+                _epochs(history),
+                values,
+                color=colour,
+                marker=marker,
+                markersize=width + 2,
+                linewidth=width,
+                label=f"{kind} cell",
+            )
             ends.append(f"{kind} from {word(values[0])} to {word(values[-1])}")
     axes.set(xlabel="epoch")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
@@ -288,5 +303,5 @@ def _rename(text: str) -> str:
     """Several figures share a page: an identifier that is referred to becomes this figure's own, the others go."""
     used = set(re.findall(r"#([\w-]+)[\")]", text))
     own = hashlib.sha256(text.encode()).hexdigest()[:8]
-    text = re.sub(r' id="([^"]+)"', lambda match: f' id="f-{match[1]}"' if match[1] in used else "", text)
+    text = re.sub(r' id="([^"]+)"', lambda match: f' id="f{own}-{match[1]}"' if match[1] in used else "", text)
     return re.sub(r"(href=\"|url\()#", rf"\1#f{own}-", text)

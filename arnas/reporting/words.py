@@ -99,10 +99,13 @@ def _intervals(scores: Mapping[str, Any]) -> list[str]:
         (max(score["interval"][1] - score["accuracy"], score["accuracy"] - score["interval"][0]), score["total"])
         for score in found
     )
-    return [
+    text = (
         f"With {total:,} images under {ATTACKS[attack]} an interval reaches up to {100 * reach:.1f} points from its "
-        "figure: smaller differences between models are not evidence."
-    ]
+        "figure: differences of that size between models may be chance."
+    )
+    if total < max(entry["clean"]["total"] for entry in scores["models"].values() if attack in entry):
+        text += " The columns rest on different numbers of images (below each figure), so compare down and not across."
+    return [text]
 
 
 def _training(run: Run) -> list[str]:
@@ -121,16 +124,18 @@ def _training(run: Run) -> list[str]:
 
 
 def _recipe(run: Run) -> list[str]:
-    reference, lines = Retrain(), []
+    reference = Retrain()
+    smaller: dict[str, list[str]] = {}  # what is smaller: names of the models
     for name, body in run.models.items():
         settings, layout = body["content"]["settings"], body["content"]["network"].get("layout")
         sizes = [("epochs", settings["epochs"], reference.epochs)]
         sizes.append(("initial filters", settings["channels"], reference.channels))
         if layout:  # other architectures have no cells
             sizes.append(("cells", len(layout.split()), reference.layers))
-        smaller = [f"{size} {what} instead of {published}" for what, size, published in sizes if size < published]
-        if smaller:
-            lines.append(f"{name} has {', '.join(smaller)}")
+        words = [f"{size} {what} instead of {published}" for what, size, published in sizes if size < published]
+        if words:
+            smaller.setdefault(", ".join(words), []).append(name)
+    lines = [f"{words} ({', '.join(names)})" for words, names in smaller.items()]
     return [f"The training is scaled down from the published recipe: {'; '.join(lines)}."] if lines else []
 
 

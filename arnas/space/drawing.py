@@ -9,7 +9,7 @@ and on dark.
 from collections.abc import Mapping, Sequence
 from xml.sax.saxutils import escape, quoteattr
 
-COLOURS = {"accurate": "#0072b2", "reduce": "#008f68", "robust": "#d55e00"}
+COLOURS = {"accurate": "#1f83c6", "reduce": "#008f68", "robust": "#d55e00"}
 TINTS = {"accurate": "#dcecf7", "reduce": "#d8efe7", "robust": "#fae5d6"}
 
 Edge = tuple[str, int] | list[str | int]

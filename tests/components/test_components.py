@@ -29,7 +29,8 @@ OUTPUTS = {
     "transfer": ["network", "evaluation"],
     "report": ["html", "scores"],
 }
-OVERRIDES = {"search.epochs": 3.0, "retrain.epochs": 5.0, "whitebox.images": 6.0, "blackbox.images": 8.0}  # KFP sends floats
+# floats, since KFP sends numbers so
+OVERRIDES = {"search.epochs": 3.0, "retrain.epochs": 5.0, "whitebox.images": 6.0, "blackbox.images": 8.0}
 
 
 def artifact(name: str) -> SimpleNamespace:

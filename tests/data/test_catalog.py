@@ -163,8 +163,8 @@ def put_image(file, mode="RGB", size=(10, 10), seed=0):
 
 def put_classes(root, names=("ant", "bee", "cat"), count=3, **how):
     return {
-        (name, index): put_image(root / name / f"{index}.png", seed=hash((name, index)) % 1000, **how)
-        for name in names
+        (name, index): put_image(root / name / f"{index}.png", seed=100 * place + index, **how)
+        for place, name in enumerate(names)
         for index in range(count)
     }
 

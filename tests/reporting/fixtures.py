@@ -202,7 +202,7 @@ def evaluation(output: Path, random: np.random.Generator, path: Path, images: Pa
     }
     k = 6
     clean = (np.kron(random.random((k, 1, 4, 4)), np.ones((1, 1, 2, 2)))).astype(np.float32)
-    step = random.choice([-1.0, 0.0, 1.0], clean.shape) * settings.epsilon
+    step = random.choice([-1.0, -0.5, 0.0, 0.5, 1.0], clean.shape) * settings.epsilon
     examples = {
         "images": clean,
         "adversarial": (clean + step).clip(0, 1).astype(np.float32),

@@ -110,7 +110,9 @@ def test_a_long_history_is_averaged_in_equal_pieces():
     values = np.array(history["steps"])[:, history["columns"].index("natural_loss")]
     means = np.array([piece.mean() for piece in np.array_split(values, plots.POINTS)])
     figure = ElementTree.fromstring(plots.search_losses(history))
-    curves = [path.get("d") for path in figure.iter(f"{SVG}path") if "stroke: #0072b2" in path.get("style", "")]
+    curves = [
+        path.get("d") for path in figure.iter(f"{SVG}path") if f"stroke: {plots.SERIES[0]}" in path.get("style", "")
+    ]
     x, y = np.array(re.findall(r"[ML] ([-\d.]+) ([-\d.]+)", max(curves, key=len)), dtype=float).T
     pieces = ((x - x[0]) / (x[-1] - x[0]) * (plots.POINTS - 1)).round().astype(int)
     assert len(set(pieces)) > 0.9 * plots.POINTS  # matplotlib leaves points out that lie on a straight line

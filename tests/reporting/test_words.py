@@ -65,16 +65,17 @@ def test_limits_give_the_width_of_the_widest_interval():
     run, scores = a_run({"model": 50})
     low, high = scores["models"]["model"]["autoattack"]["interval"]
     reach = 100 * max(high - 0.5, 0.5 - low)
+    assert "compare down and not across" in " ".join(words.limits(run, scores))  # clean has 300 images
     assert f"With 100 images under AutoAttack an interval reaches up to {reach:.1f} points" in " ".join(
         words.limits(run, scores)
     )
 
 
 def test_limits_say_what_is_smaller_than_in_the_published_recipe_and_nothing_where_nothing_is():
-    assert "m has 8 initial filters instead of 64." in " ".join(words.limits(*a_run({"m": 50}, channels=8)))
+    assert "recipe: 8 initial filters instead of 64 (m)." in " ".join(words.limits(*a_run({"m": 50}, channels=8)))
     assert "scaled down" not in " ".join(words.limits(*a_run({"m": 50})))
     small = a_run({"m": 50}, "A1 D2 R2", epochs=9)
-    assert "m has 9 epochs instead of 200, 3 cells instead of 20." in " ".join(words.limits(*small))
+    assert "recipe: 9 epochs instead of 200, 3 cells instead of 20 (m)." in " ".join(words.limits(*small))
 
 
 def test_limits_call_small_data_small_and_large_data_not():

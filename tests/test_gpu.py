@@ -1,0 +1,67 @@
+"""The same work on a CUDA GPU. Run where one is; elsewhere pytest's last lines say that these did not run."""
+
+import pytest
+import torch
+from torch.nn import functional
+
+from arnas import config, runtime
+from arnas.space.layout import EDGES, NODES, Layout
+from arnas.space.network import build
+from arnas.space.operations import OPERATIONS
+from arnas.space.supernet import Supernet
+from arnas.stages import blackbox, derive, prepare, retrain, search, whitebox
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA GPU here")
+
+
+def relative_error(found, expected):
+    return ((found.double().cpu() - expected).norm() / expected.norm()).item()
+
+
+def gradients(network, images, labels):
+    """Gradients of the pixels and of the architecture, if there is one."""
+    images = images.clone().requires_grad_()
+    wanted = [images, *getattr(network, "architecture", {}).values()]
+    loss = functional.cross_entropy(network(images), labels)
+    return torch.autograd.grad(loss, wanted)
+
+
+def all_operations():
+    """A genotype in which every operation stands in every kind of cell, also on the strided inputs."""
+    names = list(OPERATIONS)
+    node = lambda first: [[names[first % 7], 0], [names[(first + 1) % 7], 1]]  # noqa: E731
+    return {kind: [node(2 * index + shift) for index in range(NODES)] for shift, kind in enumerate(("accurate", "reduce", "robust"))}
+
+
+@pytest.mark.parametrize("kind", ["derived", "supernet"])
+def test_gradients_on_the_gpu_are_those_of_float64_on_the_cpu(kind):
+    """An attack that climbs a wrong gradient overstates robustness: torch's average pool has had one on CUDA."""
+    runtime.prepare("cuda")  # no TF32, whose error is a hundred times larger
+    torch.manual_seed(0)
+    images, labels = torch.rand(8, 3, 16, 16), torch.randint(5, (8,))
+    if kind == "derived":
+        description = {"architecture": "genotype", "cells": all_operations(), "layout": "A1 D2 R2", "auxiliary": False}
+        network = build(description | {"drop_path": 0.0, "channels": 8, "classes": 5, "channels_in": 3}).eval()
+    else:
+        network = Supernet(Layout.parse("A1 D2 R2"), 4, 5)
+        assert network.architecture["reduce"].shape == (EDGES, 7)
+    expected = gradients(network.double(), images.double(), labels)
+    found = gradients(network.float().cuda(), images.cuda(), labels.cuda())
+    for mine, reference in zip(found, expected, strict=True):
+        assert relative_error(mine, reference) < 2e-3
+
+
+def test_every_stage_runs_on_the_gpu(tmp_path):
+    settings, checkpoints = config.load("smoke"), tmp_path / "checkpoints"
+    on_gpu = {"checkpoints": checkpoints, "device": "cuda"}
+    prepare.run(tmp_path / "images", settings.prepare)
+    search.run(tmp_path / "images", tmp_path / "supernet", settings.search, **on_gpu)
+    derive.run(tmp_path / "supernet", tmp_path / "genotype.json")
+    models = []
+    for name in settings.models:
+        models.append(tmp_path / name)
+        genotype = tmp_path / "genotype.json"
+        retrain.run(tmp_path / "images", models[-1], settings.recipe(name), name=name, genotype=genotype, **on_gpu)
+        evaluation = whitebox.run(models[-1], tmp_path / "images", tmp_path / f"{name}.evaluation", settings.whitebox, **on_gpu)
+        assert evaluation["clean"] >= evaluation["pgd20"]
+    blackbox.run(models, tmp_path / "images", tmp_path / "blackbox", settings.blackbox, **on_gpu)
