@@ -353,7 +353,7 @@ def info(
     layers
         Number of cells, L (default: 20; 8 for the supernet).
     layout
-        Cell kinds and widths, such as "A1 A1 D2 A2 A2 D2 R2 R2" (default: the genotype's, or the paper's for L cells).
+        Cell kinds and widths, such as "A1 A1 D2 A2 A2 D2 R2 R2" (default: the paper's for L cells).
     classes
         Number of classes.
     image_size

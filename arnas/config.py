@@ -117,7 +117,7 @@ class Retrain(Adversary, Augmentation, Stage):
     channels: int = Field(64, ge=1, description="Initial number of filters, C.")
     layers: int = Field(20, ge=3, le=100, description="Number of cells, L, where no layout is given.")
     layout: str | None = Field(
-        None, description="Cell kinds and widths; default: the genotype's way of placing L cells."
+        None, description="Cell kinds and widths in multiples of C (default: the paper's placement of L cells)."
     )
     epochs: int = Field(200, ge=1, description="Passes over the training set.")
     batch_size: int = Field(32, ge=2, description="Images a step.")

@@ -65,7 +65,7 @@ def derive(architecture: Mapping[str, Tensor]) -> Genotype:
 
 
 def document(genotype: Genotype, name: str, layout: str | None, origin: Mapping[str, Any]) -> dict[str, Any]:
-    """The JSON document of a genotype file; `layout` places its cells, None stands for the paper's placement."""
+    """The JSON document of a genotype file; `layout` is the one it was searched in, None where that is not known."""
     body = {"schema": SCHEMA, "name": name, "layout": layout, "cells": genotype.to_json()}
     return body | {"digest": digest(body), "origin": dict(origin)}
 

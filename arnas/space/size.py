@@ -57,8 +57,7 @@ def info(
         elif name is None:
             raise InvalidInput("Name a genotype (a file, or one of " + ", ".join(genotypes.published()) + "), resnet18, or --supernet.")
         else:
-            genotype, document = genotypes.load(name)
-            placed = placed if layout or not document["layout"] else Layout.parse(document["layout"])
+            genotype, _ = genotypes.load(name)
             network = build(
                 {"architecture": "genotype", "cells": genotype.to_json(), "layout": str(placed), "channels_in": 3}
                 | {"auxiliary": False, "drop_path": 0.0}

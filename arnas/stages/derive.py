@@ -31,11 +31,10 @@ def run(supernet: str | Path, output: str | Path, *, drawing: str | Path | None 
     prefix = "architecture."
     found = genotype.derive({name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)})
     content = body["content"]
-    # a layout that was asked for belongs to the architecture; the paper's grows with the number of cells
     document = genotype.document(
         found,
         f"searched-{content['data']['dataset']}",
-        content["settings"]["layout"],
+        content["layout"],
         {"supernet": body["digest"], "images": content["images"], "seed": content["settings"]["seed"]},
     )
     artifacts.write_text(output, json.dumps(document, indent=1) + "\n")

@@ -93,9 +93,8 @@ def describe(settings: Retrain, data: image_set.ImageSet, genotype: str | Path |
     if settings.architecture == "searched" and genotype is None:
         raise InvalidInput('architecture "searched" needs a genotype file; hand one over, or name arnas-cifar10 or resnet18.')
     source = str(genotype) if settings.architecture == "searched" else settings.architecture
-    cells, document = genotypes.load(source)
-    chosen = settings.layout or document.get("layout")
-    layout = Layout.parse(chosen) if chosen else Layout.paper(settings.layers)
+    cells, _ = genotypes.load(source)
+    layout = Layout.parse(settings.layout) if settings.layout else Layout.paper(settings.layers)
     if settings.auxiliary_weight and layout.last_reduction() is None:
         raise InvalidInput(f"layout {layout} has no reduce cell for an auxiliary head; add one, or set auxiliary_weight to 0.")
     return {
