@@ -48,7 +48,9 @@ def publish(path: str | Path) -> Iterator[Path]:
             os.rename(path, scratch / "old")
         os.replace(scratch / path.name, path)
     except OSError as error:
-        raise InvalidInput(f"{path} cannot be written: {error.strerror or error}; name a folder with space and rights.") from error
+        raise InvalidInput(
+            f"{path} cannot be written: {error.strerror or error}; name a folder with space and rights."
+        ) from error
     finally:
         if scratch is not None:
             shutil.rmtree(scratch, ignore_errors=True)
@@ -66,7 +68,9 @@ def require_writable(*paths: str | Path | None) -> None:
                 Path(path).parent.mkdir(parents=True, exist_ok=True)
                 tempfile.TemporaryFile(dir=Path(path).parent).close()
             except OSError as error:
-                raise InvalidInput(f"{path} cannot be written: {error.strerror}; name a folder with space and rights.") from None
+                raise InvalidInput(
+                    f"{path} cannot be written: {error.strerror}; name a folder with space and rights."
+                ) from None
 
 
 def write_text(path: str | Path, text: str) -> None:
@@ -97,7 +101,9 @@ def read(path: str | Path, kind: str) -> dict[str, Any]:
     try:
         body = json.loads((path / "artifact.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
-        raise InvalidInput(f"{path} is no artifact: its artifact.json is missing or damaged; give a folder that a stage wrote.") from None
+        raise InvalidInput(
+            f"{path} is no artifact: its artifact.json is missing or damaged; give a folder that a stage wrote."
+        ) from None
     if not isinstance(body, dict) or body.get("schema") != SCHEMA:
         raise InvalidInput(f"{path}/artifact.json is not of schema {SCHEMA}; write it again with this version.")
     if body.get("kind") != kind:

@@ -18,7 +18,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
-from arnas.errors import InvalidInput, Interrupted
+from arnas.errors import Interrupted, InvalidInput
 
 
 class CheckpointStore:
@@ -64,7 +64,7 @@ class CheckpointStore:
         try:
             with safe_open(path, "pt", device=str(device)) as file:
                 nest = json.loads(file.metadata()["state"])
-                tensors = {name: file.get_tensor(name) for name in file.keys()}
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no dict)
         except (SafetensorError, OSError, ValueError, KeyError) as error:
             raise InvalidInput(f"Checkpoint {path} is damaged ({error}); delete it to begin again.") from None
         return _unpack(nest, tensors)  # type: ignore[no-any-return]
@@ -96,7 +96,9 @@ class Keeper:
             self._handlers[number] = signal.signal(number, self._on_signal)
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         for number, handler in self._handlers.items():
             signal.signal(number, handler)
 

@@ -83,7 +83,7 @@ class Search(Adversary, Augmentation, Stage):
     layers: int = Field(8, ge=3, le=100, description="Number of cells, L, where no layout is given.")
     layout: str | None = Field(
         None,
-        description='Cell kinds and widths in multiples of C, such as "A1 A1 D2 A2 A2 D2 R2 R2" (default: the paper\'s).',
+        description='Cell kinds and widths in multiples of C, such as "A1 D2 A2 D2 R2" (default: as the paper).',
     )
     epochs: int = Field(50, ge=1, description="Passes over each half of the training set.")
     batch_size: int = Field(32, ge=2, description="Images a step, from each half of the training set.")
@@ -112,7 +112,7 @@ class Retrain(Adversary, Augmentation, Stage):
 
     architecture: str = Field(
         "searched",
-        description="searched (the genotype handed over), the name of a published genotype such as arnas-cifar10, or resnet18.",
+        description="searched (the genotype handed over), a published genotype such as arnas-cifar10, or resnet18.",
     )
     channels: int = Field(64, ge=1, description="Initial number of filters, C.")
     layers: int = Field(20, ge=3, le=100, description="Number of cells, L, where no layout is given.")
@@ -254,7 +254,7 @@ def assignments(texts: Iterable[str]) -> dict[str, Any]:
 
 
 def validate(model: type[Model], values: Any, place: str) -> Model:
-    """Build a settings model; a mistake becomes one sentence that names the value, the place and what would be right."""
+    """Build a settings model; a mistake becomes a sentence with the value, the place and what would be right."""
     try:
         return model.model_validate(values)
     except ValidationError as error:

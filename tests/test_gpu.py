@@ -30,7 +30,10 @@ def all_operations():
     """A genotype in which every operation stands in every kind of cell, also on the strided inputs."""
     names = list(OPERATIONS)
     node = lambda first: [[names[first % 7], 0], [names[(first + 1) % 7], 1]]  # noqa: E731
-    return {kind: [node(2 * index + shift) for index in range(NODES)] for shift, kind in enumerate(("accurate", "reduce", "robust"))}
+    return {
+        kind: [node(2 * index + shift) for index in range(NODES)]
+        for shift, kind in enumerate(("accurate", "reduce", "robust"))
+    }
 
 
 @pytest.mark.parametrize("kind", ["derived", "supernet"])
@@ -62,6 +65,8 @@ def test_every_stage_runs_on_the_gpu(tmp_path):
         models.append(tmp_path / name)
         genotype = tmp_path / "genotype.json"
         retrain.run(tmp_path / "images", models[-1], settings.recipe(name), name=name, genotype=genotype, **on_gpu)
-        evaluation = whitebox.run(models[-1], tmp_path / "images", tmp_path / f"{name}.evaluation", settings.whitebox, **on_gpu)
+        evaluation = whitebox.run(
+            models[-1], tmp_path / "images", tmp_path / f"{name}.evaluation", settings.whitebox, **on_gpu
+        )
         assert evaluation["clean"] >= evaluation["pgd20"]
     blackbox.run(models, tmp_path / "images", tmp_path / "blackbox", settings.blackbox, **on_gpu)

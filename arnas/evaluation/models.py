@@ -25,7 +25,7 @@ def load_fitting(path: str | Path, images: ImageSet) -> tuple[nn.Module, dict[st
             f"Model {path} expects images of shape {shape} in {classes} classes, but the image set has shape "
             f"{images.shape} and {len(images.classes)} classes; give images like those of its training."
         )
-    return model.to(memory_format=runtime.memory_format(images.images.device)), body
+    return runtime.place(model, images.images.device), body
 
 
 @torch.no_grad()

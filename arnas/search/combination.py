@@ -53,12 +53,16 @@ def combination(name: str) -> Combination:
 
     known = [key for key in aggregation.__all__ if not key.endswith("Weighting") and key != "Aggregator"]
     if name not in known:
-        raise InvalidInput(f"combination {name!r} is unknown; it is min_norm, sum, or of torchjd {', '.join(sorted(known))}.")
+        raise InvalidInput(
+            f"combination {name!r} is unknown; it is min_norm, sum, or of torchjd {', '.join(sorted(known))}."
+        )
     try:
         aggregator = getattr(aggregation, name)()
         aggregator(torch.eye(2))
     except (TypeError, ValueError, ImportError) as error:
         raise InvalidInput(f"combination {name} cannot be used for two gradients ({error}); take another.") from None
     if isinstance(aggregator, Stateful):
-        raise InvalidInput(f"combination {name} remembers earlier gradients, which a resumed search would not; take another.")
+        raise InvalidInput(
+            f"combination {name} remembers earlier gradients, which a resumed search would not; take another."
+        )
     return lambda natural, adversarial: aggregator(torch.stack([natural, adversarial]))

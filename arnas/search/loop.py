@@ -20,7 +20,16 @@ from arnas.space import genotype
 from arnas.space.layout import Layout
 from arnas.space.supernet import Supernet
 
-COLUMNS = ("epoch", "step", "natural_loss", "adversarial_loss", "train_loss", "gamma", "natural_norm", "adversarial_norm")
+COLUMNS = (
+    "epoch",
+    "step",
+    "natural_loss",
+    "adversarial_loss",
+    "train_loss",
+    "gamma",
+    "natural_norm",
+    "adversarial_norm",
+)
 
 
 @dataclass
@@ -151,11 +160,12 @@ def search(images: ImageSet, settings: Search, keeper: Keeper) -> tuple[Supernet
     device = images.images.device
     runtime.seed(settings.seed, "search", "supernet")
     supernet = Supernet(layout(settings), settings.channels, len(images.classes), images.shape[0])
-    supernet = supernet.to(device, memory_format=runtime.memory_format(device))
+    supernet = runtime.place(supernet, device)
     step, history, epoch, done = SearchStep(supernet, settings), History(), 0, 0
     if state := keeper.restore(device):
         step.load(state["step"])
-        history, epoch, done = History(**state["history"]), *state["position"]
+        history = History(**state["history"])
+        epoch, done = state["position"]
 
     halves = images.splits["weights"], images.splits["architecture"]
     steps = min(len(half) for half in halves) // settings.batch_size

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from arnas.artifacts import digest
 from arnas.errors import InvalidInput
@@ -52,7 +52,7 @@ class Genotype:
         }
 
 
-def derive(architecture: Mapping[str, Tensor]) -> Genotype:
+def derive(architecture: Mapping[str, Tensor] | nn.ParameterDict) -> Genotype:
     """The discrete architecture of a searched supernet (paper section 3.1).
 
     Of each node's incoming edges the two stay whose best operation has the largest softmax weight, with that
@@ -61,7 +61,9 @@ def derive(architecture: Mapping[str, Tensor]) -> Genotype:
     Args:
         architecture: kind -> architecture parameters, shape [14, 7], any float dtype.
     """
-    return Genotype({kind: _derive_cell(torch.softmax(alpha.detach().double().cpu(), -1)) for kind, alpha in architecture.items()})
+    return Genotype(
+        {kind: _derive_cell(torch.softmax(alpha.detach().double().cpu(), -1)) for kind, alpha in architecture.items()}
+    )
 
 
 def document(genotype: Genotype, name: str, layout: str | None, origin: Mapping[str, Any]) -> dict[str, Any]:
@@ -120,7 +122,9 @@ def _read_cell(nodes: Any, place: str) -> tuple[Node, ...]:
             raise InvalidInput(f"{place}, node {index} must list two [operation, input] pairs.")
         for edge in node:
             if not isinstance(edge, list) or len(edge) != 2 or edge[0] not in OPERATIONS:
-                raise InvalidInput(f"{place}, node {index}: {edge!r} must be [operation, input] with one of {', '.join(OPERATIONS)}.")
+                raise InvalidInput(
+                    f"{place}, node {index}: {edge!r} must be [operation, input] with one of {', '.join(OPERATIONS)}."
+                )
             if not isinstance(edge[1], int) or not 0 <= edge[1] < 2 + index:
                 raise InvalidInput(f"{place}, node {index}: input {edge[1]!r} must be a number from 0 to {1 + index}.")
-    return tuple(tuple((operation, source) for operation, source in node) for node in nodes)
+    return tuple(((first[0], first[1]), (second[0], second[1])) for first, second in nodes)

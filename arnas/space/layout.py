@@ -53,7 +53,7 @@ class Layout:
             match = re.fullmatch(r"([ADR])([1-9]\d?)", word)
             if match is None:
                 raise InvalidInput(
-                    f"layout has {word!r}; a cell is A (accurate), R (robust) or D (reduce) and its width, such as A1 or D2."
+                    f"layout has {word!r}; a cell is A (accurate), R (robust) or D (reduce) and a width, such as D2."
                 )
             cells.append((match[1], int(match[2])))
         if not cells:

@@ -49,7 +49,9 @@ class DerivedNetwork(Classifier):
         drop_path: float = 0.0,
     ):
         super().__init__()
-        self.stem = nn.Sequential(nn.Conv2d(channels_in, 3 * channels, 3, padding=1, bias=False), nn.BatchNorm2d(3 * channels))
+        self.stem = nn.Sequential(
+            nn.Conv2d(channels_in, 3 * channels, 3, padding=1, bias=False), nn.BatchNorm2d(3 * channels)
+        )
         plan = list(layout.plan(channels))
         self.cells = nn.ModuleList(
             _DerivedCell(cell, genotype, drop_path * index / len(plan)) for index, cell in enumerate(plan)
@@ -145,8 +147,8 @@ def build(description: dict[str, Any]) -> Classifier:
     """Build a network from its description.
 
     Args:
-        description: `architecture` ("genotype" or "resnet18"), `channels`, `classes`, `channels_in`; for a genotype also
-            `cells`, `layout`, `auxiliary` (bool) and `drop_path`.
+        description: `architecture` ("genotype" or "resnet18"), `channels`, `classes`, `channels_in`; for a genotype
+            also `cells`, `layout`, `auxiliary` (bool) and `drop_path`.
 
     Raises:
         InvalidInput: The architecture is unknown, or genotype or layout are malformed.
@@ -167,7 +169,9 @@ def build(description: dict[str, Any]) -> Classifier:
             raise InvalidInput(f"There is no architecture {other!r}; it is a genotype or resnet18.")
 
 
-def load_model(path: str | Path, device: torch.device | str = "cpu", weights: str = "best") -> tuple[Classifier, dict[str, Any]]:
+def load_model(
+    path: str | Path, device: torch.device | str = "cpu", weights: str = "best"
+) -> tuple[Classifier, dict[str, Any]]:
     """Load a model artifact.
 
     Args:

@@ -25,7 +25,7 @@ class ReLUConvBN(nn.Sequential):
 
 
 class FactorizedReduce(nn.Module):
-    """Halves the resolution without losing pixels: two strided 1x1 convolutions, one shifted by a pixel, side by side."""
+    """Halves the resolution without losing pixels: two strided 1x1 convolutions, one shifted by a pixel."""
 
     def __init__(self, channels_in: int, channels: int, affine: bool):
         super().__init__()
@@ -36,7 +36,7 @@ class FactorizedReduce(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x = functional.relu(x)
         shifted = functional.pad(x, (0, 1, 0, 1))[:, :, 1:, 1:]  # padded, so that odd sizes fit too
-        return self.norm(torch.cat([self.even(x), self.odd(shifted)], 1))
+        return self.norm(torch.cat([self.even(x), self.odd(shifted)], 1))  # type: ignore[no-any-return]
 
 
 class DepthwiseSeparable(nn.Sequential):
@@ -64,7 +64,9 @@ def _dilated(kernel: int) -> Callable[[int, int, bool], nn.Module]:
 
 def _pool(kind: Callable[[int], nn.Module]) -> Callable[[int, int, bool], nn.Module]:
     # in the supernet a batch norm brings the pools to the scale of the other operations
-    return lambda channels, stride, affine: kind(stride) if affine else nn.Sequential(kind(stride), batch_norm(channels, False))
+    return lambda channels, stride, affine: (
+        kind(stride) if affine else nn.Sequential(kind(stride), batch_norm(channels, False))
+    )
 
 
 def _skip(channels: int, stride: int, affine: bool) -> nn.Module:

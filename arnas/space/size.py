@@ -55,7 +55,9 @@ def info(
         elif name == "resnet18":
             network = build({"architecture": "resnet18", "channels_in": 3} | sizes)
         elif name is None:
-            raise InvalidInput("Name a genotype (a file, or one of " + ", ".join(genotypes.published()) + "), resnet18, or --supernet.")
+            raise InvalidInput(
+                "Name a genotype (a file, or one of " + ", ".join(genotypes.published()) + "), resnet18, or --supernet."
+            )
         else:
             genotype, _ = genotypes.load(name)
             network = build(

@@ -21,10 +21,13 @@ class Supernet(nn.Module):
 
     def __init__(self, layout: Layout, channels: int, classes: int, channels_in: int = 3):
         super().__init__()
-        self.architecture = nn.ParameterDict({kind: 1e-3 * torch.randn(EDGES, len(OPERATIONS)) for kind in KINDS.values()})
+        self.architecture = nn.ParameterDict(
+            {kind: 1e-3 * torch.randn(EDGES, len(OPERATIONS)) for kind in KINDS.values()}
+        )
         stem_norm = nn.BatchNorm2d(3 * channels, track_running_stats=False)
         self.stem = nn.Sequential(nn.Conv2d(channels_in, 3 * channels, 3, padding=1, bias=False), stem_norm)
         plan = list(layout.plan(channels))
+        self.kinds = [cell.kind for cell in plan]
         self.cells = nn.ModuleList(_SuperCell(cell) for cell in plan)
         self.head = nn.Linear(plan[-1].channels_out, classes)
 
@@ -35,15 +38,14 @@ class Supernet(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         strengths = {kind: torch.softmax(alpha, -1) for kind, alpha in self.architecture.items()}
         before_last = last = self.stem(images)
-        for cell in self.cells:
-            before_last, last = last, cell(before_last, last, strengths[cell.kind])
+        for cell, kind in zip(self.cells, self.kinds, strict=True):
+            before_last, last = last, cell(before_last, last, strengths[kind])
         return self.head(last.mean((2, 3)))  # type: ignore[no-any-return]
 
 
 class _SuperCell(nn.Module):
     def __init__(self, cell: Cell):
         super().__init__()
-        self.kind = cell.kind
         self.inputs = CellInputs(cell, affine=False)
         self.edges = nn.ModuleList(
             _MixedOperation(cell.channels, cell.stride if source < 2 else 1)
@@ -67,7 +69,7 @@ class _MixedOperation(nn.Module):
         self.operations = nn.ModuleList(make(channels, stride, False) for make in OPERATIONS.values())
 
     def forward(self, x: Tensor, strengths: Tensor) -> Tensor:
-        terms = (strength * operation(x) for strength, operation in zip(strengths, self.operations, strict=True))
+        terms = [strength * operation(x) for strength, operation in zip(strengths, self.operations, strict=True)]
         return functools.reduce(torch.add, terms)
 
 

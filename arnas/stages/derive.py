@@ -29,7 +29,9 @@ def run(supernet: str | Path, output: str | Path, *, drawing: str | Path | None 
     body = artifacts.read(supernet, "supernet")
     tensors = load_file(Path(supernet) / "supernet.safetensors")
     prefix = "architecture."
-    found = genotype.derive({name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)})
+    found = genotype.derive(
+        {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+    )
     content = body["content"]
     document = genotype.document(
         found,

@@ -74,7 +74,9 @@ def run(
         "settings": settings.model_dump(),
         "images": data.digest,
         "data": {"dataset": data.content["dataset"], "classes": data.classes, "shape": data.shape},
-        "selection": {which: {key: record[key] for key in ("epoch", "clean", "robust")} for which, record in selection.items()},
+        "selection": {
+            which: {key: record[key] for key in ("epoch", "clean", "robust")} for which, record in selection.items()
+        },
     } | sizes
     digest = _write(output, network, progress, content, origin)
     accuracies = {f"{which}_{key}": record[key] for which, record in selection.items() for key in ("clean", "robust")}
@@ -91,12 +93,16 @@ def describe(settings: Retrain, data: image_set.ImageSet, genotype: str | Path |
     if settings.architecture == "resnet18":
         return {"architecture": "resnet18"} | sizes
     if settings.architecture == "searched" and genotype is None:
-        raise InvalidInput('architecture "searched" needs a genotype file; hand one over, or name arnas-cifar10 or resnet18.')
+        raise InvalidInput(
+            'architecture "searched" needs a genotype file; hand one over, or name arnas-cifar10 or resnet18.'
+        )
     source = str(genotype) if settings.architecture == "searched" else settings.architecture
     cells, _ = genotypes.load(source)
     layout = Layout.parse(settings.layout) if settings.layout else Layout.paper(settings.layers)
     if settings.auxiliary_weight and layout.last_reduction() is None:
-        raise InvalidInput(f"layout {layout} has no reduce cell for an auxiliary head; add one, or set auxiliary_weight to 0.")
+        raise InvalidInput(
+            f"layout {layout} has no reduce cell for an auxiliary head; add one, or set auxiliary_weight to 0."
+        )
     return {
         "architecture": "genotype",
         "cells": cells.to_json(),
@@ -109,14 +115,20 @@ def describe(settings: Retrain, data: image_set.ImageSet, genotype: str | Path |
 def _check(data: image_set.ImageSet, settings: Retrain) -> None:
     available = len(data.splits["weights"]) + len(data.splits["architecture"])
     if settings.batch_size > available:
-        raise InvalidInput(f"batch_size {settings.batch_size} is larger than the training set; at most {available} fit.")
+        raise InvalidInput(
+            f"batch_size {settings.batch_size} is larger than the training set; at most {available} fit."
+        )
     side = min(data.shape[1:])
     for name in ("cutout", "crop_padding"):
         if getattr(settings, name) >= side:
-            raise InvalidInput(f"{name} {getattr(settings, name)} covers images of {side} pixels; choose less than {side}.")
+            raise InvalidInput(
+                f"{name} {getattr(settings, name)} covers images of {side} pixels; choose less than {side}."
+            )
 
 
-def _write(output: str | Path, network: Classifier, progress: Progress, content: dict[str, Any], origin: runtime.Origin) -> str:
+def _write(
+    output: str | Path, network: Classifier, progress: Progress, content: dict[str, Any], origin: runtime.Origin
+) -> str:
     with artifacts.publish(output) as folder:
         folder.mkdir()
         for which, state in (("best", progress.best), ("last", network.state_dict())):

@@ -62,9 +62,13 @@ def run(
 def _check(data: image_set.ImageSet, settings: Search) -> None:
     smallest = min(len(data.splits["weights"]), len(data.splits["architecture"]))
     if settings.batch_size > smallest:
-        raise InvalidInput(f"batch_size {settings.batch_size} is larger than a half of the training set; at most {smallest} fit.")
+        raise InvalidInput(
+            f"batch_size {settings.batch_size} is larger than a half of the training set; at most {smallest} fit."
+        )
     if 2 * settings.crop_padding > data.shape[1]:
-        raise InvalidInput(f"crop_padding {settings.crop_padding} is too large for {data.shape[1]} pixels; halve it or more.")
+        raise InvalidInput(
+            f"crop_padding {settings.crop_padding} is too large for {data.shape[1]} pixels; halve it or more."
+        )
     layout(settings)
     combination(settings.combination)
 
@@ -87,7 +91,10 @@ def _write(
     }
     with artifacts.publish(output) as folder:
         folder.mkdir()
-        save_file({name: tensor.contiguous() for name, tensor in supernet.state_dict().items()}, folder / "supernet.safetensors")
+        save_file(
+            {name: tensor.contiguous() for name, tensor in supernet.state_dict().items()},
+            folder / "supernet.safetensors",
+        )
         record = {"columns": COLUMNS} | vars(history)
         (folder / "history.json").write_text(json.dumps(record, allow_nan=False), encoding="utf-8")
         return artifacts.write(folder, "supernet", content, origin.report())

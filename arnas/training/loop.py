@@ -1,6 +1,6 @@
 """Training of one network, by any of the losses; the epoch kept is the most robust on the hold-out.
 
-Robust accuracy on held-out data peaks long before the last epoch (robust overfitting, Rice et al. 2020), so both are kept.
+Robust accuracy on held-out data peaks long before the last epoch (robust overfitting, Rice et al. 2020); both are kept.
 """
 
 import copy
@@ -48,7 +48,7 @@ def train(network: Classifier, images: ImageSet, recipe: Retrain, keeper: Keeper
         Interrupted: The process was asked to stop.
     """
     device = images.images.device
-    network.to(device, memory_format=runtime.memory_format(device))
+    runtime.place(network, device)
     averaged = copy.deepcopy(network) if recipe.weight_averaging else None
     optimizer = torch.optim.SGD(
         network.parameters(), recipe.learning_rate, recipe.momentum, weight_decay=recipe.weight_decay
@@ -137,7 +137,7 @@ def _finish_epoch(progress: Progress, network: Classifier, images: ImageSet, rec
 
 def _descend(optimizer: torch.optim.Optimizer, network: nn.Module, loss: Tensor, clip: float) -> None:
     optimizer.zero_grad()
-    loss.backward()  # type: ignore[no-untyped-call]
+    loss.backward()
     nn.utils.clip_grad_norm_(network.parameters(), clip)
     optimizer.step()
 

@@ -8,7 +8,9 @@ from scipy.optimize import minimize_scalar
 from arnas.errors import InvalidInput
 from arnas.search.combination import combination, min_norm, min_norm_weight
 
-vector = st.lists(st.floats(-100, 100), min_size=4, max_size=4).map(lambda values: torch.tensor(values, dtype=torch.float64))
+vector = st.lists(st.floats(-100, 100), min_size=4, max_size=4).map(
+    lambda values: torch.tensor(values, dtype=torch.float64)
+)
 
 
 def shortest(natural, adversarial):

@@ -78,19 +78,23 @@ def test_the_virtual_step_matters_to_the_exact_hypergradient(problem):
 def test_first_order_is_the_plain_gradient(problem):
     found, values = problem.hypergradients("first_order")
     loss = problem.loss(problem.first)()
-    expected = torch.cat([g.reshape(-1) for g in torch.autograd.grad(loss, problem.architecture, materialize_grads=True)])
+    expected = torch.cat(
+        [g.reshape(-1) for g in torch.autograd.grad(loss, problem.architecture, materialize_grads=True)]
+    )
     torch.testing.assert_close(found[0], expected)
     assert values[0] == loss.item()
 
 
 def test_finite_differences_approach_the_exact_product_where_the_network_is_smooth():
-    """On a smooth function the central difference at radius 0.01 is close to double backward; ReLU kinks are not smooth."""
+    """A central difference at radius 0.01 is close to double backward, but for the kinks of ReLU."""
     torch.manual_seed(0)
     w, a = (torch.randn(5, dtype=torch.float64, requires_grad=True) for _ in range(2))
     train = lambda: (w * a).sin().sum() + (w**2 * a).sum()  # noqa: E731
     objective = lambda: (w.cos() * a).sum() + w.exp().sum()  # noqa: E731
     step = VirtualStep(0.1, 0.9, 0.01, [torch.randn(5, dtype=torch.float64)])
-    difference, exact = (hypergradients([objective], train, [w], [a], step, m)[0][0] for m in ("finite_difference", "exact"))
+    difference, exact = (
+        hypergradients([objective], train, [w], [a], step, m)[0][0] for m in ("finite_difference", "exact")
+    )
     torch.testing.assert_close(difference, exact, rtol=1e-4, atol=1e-6)
 
 

@@ -15,7 +15,9 @@ from arnas.space.size import info
         (84, 14, 200, 64, 5.406, None),
     ],
 )
-def test_the_published_genotype_has_its_published_size(channels, layers, classes, image_size, million_parameters, giga_macs):
+def test_the_published_genotype_has_its_published_size(
+    channels, layers, classes, image_size, million_parameters, giga_macs
+):
     size = info("arnas-cifar10", channels=channels, layers=layers, classes=classes, image_size=image_size)
     assert round(size["parameters"] / 1e6, 3) == million_parameters
     assert giga_macs is None or round(size["macs"] / 1e9, 3) == giga_macs

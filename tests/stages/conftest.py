@@ -115,7 +115,13 @@ def kill_and_resume(tmp_path):
     def run(stage, inputs, settings, kills, **extra):
         script = Path(__file__).with_name("kill_and_resume.py")
         output, checkpoints = str(tmp_path / "out"), str(tmp_path / "checkpoints")
-        arguments = [stage, *(json.dumps(given, default=str) for given in (inputs, extra)), settings.model_dump_json(), output, checkpoints]
+        arguments = [
+            stage,
+            *(json.dumps(given, default=str) for given in (inputs, extra)),
+            settings.model_dump_json(),
+            output,
+            checkpoints,
+        ]
         result = subprocess.run(
             [sys.executable, str(script), *arguments, json.dumps(kills)],
             capture_output=True,

@@ -41,15 +41,23 @@ def test_every_step_and_epoch_is_recorded(finished):
         for kind, weights in epoch["weights"].items():
             weights = torch.tensor(weights, dtype=torch.float64)
             assert weights.shape == (14, 7) and torch.allclose(weights.sum(-1), torch.ones(14, dtype=torch.float64))
-            assert epoch["entropy"][kind] == pytest.approx(torch.distributions.Categorical(weights).entropy().mean().item())
+            assert epoch["entropy"][kind] == pytest.approx(
+                torch.distributions.Categorical(weights).entropy().mean().item()
+            )
 
 
 def test_the_search_moves_weights_and_architecture_and_ends_with_the_genotype_it_reports(finished):
     body = artifacts.read(finished[0] / "out", "supernet")
     tensors = load_file(finished[0] / "out" / "supernet.safetensors")
-    architecture = {name.removeprefix("architecture."): t for name, t in tensors.items() if name.startswith("architecture.")}
+    architecture = {
+        name.removeprefix("architecture."): t for name, t in tensors.items() if name.startswith("architecture.")
+    }
     assert all(alpha.abs().max() > 0.02 for alpha in architecture.values())  # it began at 0.001 x N(0, 1)
-    assert genotype.derive(architecture).to_json() == body["content"]["genotype"] == history(finished[0])["epochs"][-1]["genotype"]
+    assert (
+        genotype.derive(architecture).to_json()
+        == body["content"]["genotype"]
+        == history(finished[0])["epochs"][-1]["genotype"]
+    )
 
 
 def test_derive_writes_the_genotype_and_its_drawing(finished, tmp_path):
@@ -108,7 +116,9 @@ def test_a_loss_that_is_not_finite_stops_the_search_and_says_where(images, tmp_p
 )
 def test_settings_that_do_not_fit_are_refused_before_work_starts(images, tmp_path, change, sentence):
     with pytest.raises(InvalidInput, match=sentence):
-        search.run(images, tmp_path / "out", SETTINGS.model_copy(update=change), checkpoints=tmp_path / "c", device="cpu")
+        search.run(
+            images, tmp_path / "out", SETTINGS.model_copy(update=change), checkpoints=tmp_path / "c", device="cpu"
+        )
     assert not (tmp_path / "c").exists()
 
 
