@@ -101,14 +101,13 @@ def _mixed_product(
     norm = torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(g) for g in v]))
     if norm == 0:
         return torch.zeros_like(_vector(architecture))
-    radius = 0.01 / norm
+    radius: Tensor = 0.01 / norm
     ends: list[Tensor] = []
     for sign in (1, -1):
         _put(weights, [w + sign * radius * g for w, g in zip(before, v, strict=True)])
         ends.append(_vector(torch.autograd.grad(train_loss(), architecture, materialize_grads=True)))
     _put(weights, before)
-    difference = ends[0] - ends[1]
-    return difference / (2 * radius)
+    return (ends[0] - ends[1]) / (2 * radius)
 
 
 def _take(step: VirtualStep, weights: Sequence[Tensor], gradient: Sequence[Tensor]) -> None:

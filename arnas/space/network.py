@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
-from torchvision.models.resnet import BasicBlock
 
 from arnas import artifacts
 from arnas.errors import InvalidInput
@@ -121,6 +120,8 @@ class ResNet18(Classifier):
 
     def __init__(self, channels: int, classes: int, channels_in: int = 3):
         super().__init__()
+        from torchvision.models.resnet import BasicBlock  # takes seconds to import, and few networks need it
+
         blocks: list[nn.Module] = []
         width = channels
         for stage in range(4):

@@ -69,8 +69,8 @@ class _MixedOperation(nn.Module):
         self.operations = nn.ModuleList(make(channels, stride, False) for make in OPERATIONS.values())
 
     def forward(self, x: Tensor, strengths: Tensor) -> Tensor:
-        terms = [strength * operation(x) for strength, operation in zip(strengths, self.operations, strict=True)]
-        return functools.reduce(torch.add, terms)
+        terms = (strength * operation(x) for strength, operation in zip(strengths, self.operations, strict=True))
+        return functools.reduce(torch.add, terms)  # type: ignore[no-any-return]
 
 
 class CellInputs(nn.Module):
