@@ -1,4 +1,4 @@
-"""How much faster our search step is than the published form of it, on this machine: `python benchmarks/search_step.py`.
+"""How much faster our search step is than its published form, on this machine: `python benchmarks/search_step.py`.
 
 The baseline is built here as the published code computes a step: attacks back-propagate into weights and architecture
 too, and every objective takes a virtual step of its own. Both forms are first shown to be equal in float64.

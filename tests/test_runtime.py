@@ -30,7 +30,7 @@ def test_random_numbers_are_a_function_of_the_place():
 
 @pytest.mark.parametrize("loss", [float("nan"), float("inf"), -float("inf")])
 def test_a_loss_that_is_not_finite_stops_the_stage(loss):
-    with pytest.raises(Diverged, match="search: the loss became .* at epoch 3, step 4"):
+    with pytest.raises(Diverged, match=r"search: the loss became .* at epoch 3, step 4"):
         runtime.require_finite(loss, "search", "epoch 3, step 4")
     runtime.require_finite(1.0, "search", "epoch 3, step 4")
 
