@@ -19,14 +19,11 @@ from arnas.space.supernet import CellInputs
 
 
 class Classifier(nn.Module):
-    """Images [N, channels_in, H, W] in [0, 1] to logits [N, classes]; networks without an auxiliary head are this."""
-
-    def forward(self, images: Tensor) -> Tensor:
-        return self.with_auxiliary(images)[0]
+    """Images [N, channels_in, H, W] in [0, 1] to logits [N, classes]."""
 
     def with_auxiliary(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Logits of the network and, in training, of its auxiliary head."""
-        raise NotImplementedError
+        """Logits of the network and, in training, of its auxiliary head if it has one."""
+        return self(images), None
 
 
 class DerivedNetwork(Classifier):
@@ -59,6 +56,9 @@ class DerivedNetwork(Classifier):
         self.auxiliary_place = layout.last_reduction() if auxiliary else None
         if self.auxiliary_place is not None:
             self.auxiliary = _AuxiliaryHead(plan[self.auxiliary_place].channels_out, classes)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.with_auxiliary(images)[0]
 
     def with_auxiliary(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
         before_last = last = self.stem(images)
@@ -134,8 +134,8 @@ class ResNet18(Classifier):
         )
         self.head = nn.Linear(width, classes)
 
-    def with_auxiliary(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
-        return self.head(self.features(images).mean((2, 3))), None
+    def forward(self, images: Tensor) -> Tensor:
+        return self.head(self.features(images).mean((2, 3)))  # type: ignore[no-any-return]
 
 
 def _shortcut(width: int, target: int, stride: int) -> nn.Module | None:

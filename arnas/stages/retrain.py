@@ -16,7 +16,7 @@ from arnas.space import genotype as genotypes
 from arnas.space.layout import Layout
 from arnas.space.network import Classifier, build
 from arnas.space.size import count
-from arnas.training.loop import Progress, train
+from arnas.training.loop import TrainingState, train
 
 
 def run(
@@ -67,7 +67,7 @@ def run(
     with Keeper(CheckpointStore(checkpoints), key, f"retrain {name}") as keeper:
         progress = train(network, data, settings, keeper)
     sizes = count(build(description), data.shape)
-    selection = {"best": progress.best_epoch(), "last": progress.epochs[-1]}
+    selection = {"best": progress.best_epoch(settings), "last": progress.epochs[-1]}
     content = {
         "name": name,
         "network": description,
@@ -127,7 +127,7 @@ def _check(data: image_set.ImageSet, settings: Retrain) -> None:
 
 
 def _write(
-    output: str | Path, network: Classifier, progress: Progress, content: dict[str, Any], origin: runtime.Origin
+    output: str | Path, network: Classifier, progress: TrainingState, content: dict[str, Any], origin: runtime.Origin
 ) -> str:
     with artifacts.publish(output) as folder:
         folder.mkdir()

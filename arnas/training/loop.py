@@ -24,7 +24,7 @@ EVALUATION_BATCH = 250
 
 
 @dataclass
-class Progress:
+class TrainingState:
     """How far a training has come; with the network and optimizer, all that a resumed one needs."""
 
     epoch: int = 0
@@ -33,12 +33,16 @@ class Progress:
     epochs: list[dict[str, float]] = field(default_factory=list)  # one record a finished epoch
     best: dict[str, Tensor] = field(default_factory=dict)  # state of the best epoch so far
 
-    def best_epoch(self) -> dict[str, float]:
-        """The record of the epoch with the best robust accuracy on the hold-out, the earliest of equals."""
-        return max(self.epochs, key=lambda record: record["robust"])
+    def best_epoch(self, recipe: Retrain) -> dict[str, float]:
+        """The record of the epoch with the best robust accuracy on the hold-out, the earliest of equals.
+
+        Natural training is not about robustness: there it is the best clean accuracy.
+        """
+        accuracy = "clean" if recipe.loss == "natural" else "robust"
+        return max(self.epochs, key=lambda record: record[accuracy])
 
 
-def train(network: Classifier, images: ImageSet, recipe: Retrain, keeper: Keeper) -> Progress:
+def train(network: Classifier, images: ImageSet, recipe: Retrain, keeper: Keeper) -> TrainingState:
     """Train until the last epoch, from the checkpoint if there is one; `network` ends as the last epoch left it.
 
     Trains on both halves of the training set, and selects on the hold-out, never on the test set.
@@ -53,11 +57,11 @@ def train(network: Classifier, images: ImageSet, recipe: Retrain, keeper: Keeper
     optimizer = torch.optim.SGD(
         network.parameters(), recipe.learning_rate, recipe.momentum, weight_decay=recipe.weight_decay
     )
-    progress = Progress()
+    progress = TrainingState()
     if state := keeper.restore(device):
         network.load_state_dict(state["network"])
         optimizer.load_state_dict(state["optimizer"])
-        progress = Progress(**state["progress"])
+        progress = TrainingState(**state["progress"])
         if averaged is not None:
             averaged.load_state_dict(state["averaged"])
 
@@ -119,7 +123,7 @@ def holdout_accuracy(network: Classifier, images: ImageSet, recipe: Retrain) -> 
     return {"clean": clean / len(indices), "robust": robust / len(indices)}
 
 
-def _finish_epoch(progress: Progress, network: Classifier, images: ImageSet, recipe: Retrain) -> None:
+def _finish_epoch(progress: TrainingState, network: Classifier, images: ImageSet, recipe: Retrain) -> None:
     """Record the epoch, keep its weights if it is the best, and begin the next."""
     runtime.seed(recipe.seed, "retrain", "holdout", progress.epoch)
     totals = progress.totals
@@ -130,7 +134,7 @@ def _finish_epoch(progress: Progress, network: Classifier, images: ImageSet, rec
         "train_accuracy": totals["correct"] / totals["count"],
     } | holdout_accuracy(network, images, recipe)
     progress.epochs.append(record)
-    if progress.best_epoch() is record:
+    if progress.best_epoch(recipe) is record:
         progress.best = {name: value.clone() for name, value in network.state_dict().items()}
     progress.epoch, progress.step, progress.totals = progress.epoch + 1, 0, dict.fromkeys(totals, 0.0)
 
@@ -156,7 +160,7 @@ def _add(totals: dict[str, float], loss: Tensor, logits: Tensor, labels: Tensor)
     totals["count"] += len(labels)
 
 
-def _latest(progress: Progress) -> dict[str, float]:
+def _latest(progress: TrainingState) -> dict[str, float]:
     return {key: progress.epochs[-1][key] for key in ("clean", "robust")} if progress.epochs else {}
 
 

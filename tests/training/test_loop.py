@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from arnas.config import Retrain
-from arnas.training.loop import Progress, learning_rate
+from arnas.training.loop import TrainingState, learning_rate
 
 
 def test_the_piecewise_schedule_is_the_papers():
@@ -21,4 +21,10 @@ def test_the_cyclic_schedule_rises_to_the_rate_and_falls_to_zero():
 
 def test_the_best_epoch_is_the_earliest_of_equals():
     epochs = [{"epoch": index, "robust": robust} for index, robust in enumerate((0.1, 0.3, 0.2, 0.3))]
-    assert Progress(epochs=epochs).best_epoch()["epoch"] == 1
+    assert TrainingState(epochs=epochs).best_epoch(Retrain())["epoch"] == 1
+
+
+def test_without_attacks_the_best_epoch_is_the_most_accurate():
+    epochs = [{"epoch": index, "clean": clean, "robust": 1 - clean} for index, clean in enumerate((0.5, 0.9, 0.8))]
+    assert TrainingState(epochs=epochs).best_epoch(Retrain(loss="natural"))["epoch"] == 1
+    assert TrainingState(epochs=epochs).best_epoch(Retrain())["epoch"] == 0
