@@ -21,7 +21,7 @@ def _intensity(value: float | str) -> float:
     except (ValueError, ZeroDivisionError):
         raise ValueError(f"{value!r} is no pixel intensity; write a number or a fraction such as 8/255") from None
     if not 0 <= number <= 1:
-        raise ValueError(f"{number:g} is outside [0, 1], the range of pixels; write for example 8/255")
+        raise ValueError(f"{value} is outside [0, 1], the range of pixels; write for example 8/255")
     return number
 
 

@@ -48,7 +48,7 @@ def test_intensities_are_numbers_or_fractions(text, value):
         ({"search.epochs": 0}, "search.epochs = 0: .*greater than or equal to 1"),
         ({"search.epochs": "many"}, "search.epochs = 'many'"),
         ({"search.hypergradient": "third_order"}, "search.hypergradient = 'third_order'"),
-        ({"whitebox.epsilon": 8}, "8 is outside .0, 1., the range of pixels; write for example 8/255"),
+        ({"whitebox.epsilon": 8}, "8.0 is outside .0, 1., the range of pixels; write for example 8/255"),
         ({"whitebox.epsilon": "8/0"}, "'8/0' is no pixel intensity"),
         ({"search.learning_rate": float("nan")}, "search.learning_rate = nan"),
         ({"models.searched.los": "trades"}, "models.searched has no setting los; near it are loss"),
