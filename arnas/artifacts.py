@@ -66,7 +66,8 @@ def require_writable(*paths: str | Path | None) -> None:
         if path is not None:
             try:
                 Path(path).parent.mkdir(parents=True, exist_ok=True)
-                tempfile.TemporaryFile(dir=Path(path).parent).close()
+                with tempfile.TemporaryFile(dir=Path(path).parent) as file:
+                    file.write(bytes(2**16))  # a full disk takes a name, but no bytes
             except OSError as error:
                 raise InvalidInput(
                     f"{path} cannot be written: {error.strerror}; name a folder with space and rights."

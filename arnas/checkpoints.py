@@ -101,6 +101,8 @@ class Keeper:
     ) -> None:
         for number, handler in self._handlers.items():
             signal.signal(number, handler)
+        if self._signal and kind is None:  # it came after the last step
+            raise Interrupted(self.stage, self._signal)
 
     def restore(self, device: torch.device | str = "cpu") -> dict[str, Any] | None:
         """The state to go on from, or None to begin."""

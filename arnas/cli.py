@@ -255,7 +255,7 @@ def transfer(
         images,
         model_output,
         evaluation_output,
-        _changed(base.retrain, retrain),
+        _changed(base.transferred(), retrain),
         _changed(base.whitebox, whitebox),
         checkpoints=_kept(checkpoints, model_output),
         device=device,

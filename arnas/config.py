@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, TypeVar
 
 import yaml
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from arnas.errors import InvalidInput
 
@@ -29,6 +29,9 @@ if TYPE_CHECKING:
     Intensity = float
 else:  # a string is accepted so that files and command lines can say 8/255
     Intensity = Annotated[float | str, AfterValidator(_intensity)]
+
+
+LAYOUT = r"^[ADR][1-9]\d?( [ADR][1-9]\d?)*$"  # arnas.space.layout explains it
 
 
 class Stage(BaseModel):
@@ -83,6 +86,7 @@ class Search(Adversary, Augmentation, Stage):
     layers: int = Field(8, ge=3, le=100, description="Number of cells, L, where no layout is given.")
     layout: str | None = Field(
         None,
+        pattern=LAYOUT,
         description='Cell kinds and widths in multiples of C, such as "A1 D2 A2 D2 R2" (default: as the paper).',
     )
     epochs: int = Field(50, ge=1, description="Passes over each half of the training set.")
@@ -117,7 +121,9 @@ class Retrain(Adversary, Augmentation, Stage):
     channels: int = Field(64, ge=1, description="Initial number of filters, C.")
     layers: int = Field(20, ge=3, le=100, description="Number of cells, L, where no layout is given.")
     layout: str | None = Field(
-        None, description="Cell kinds and widths in multiples of C (default: the paper's placement of L cells)."
+        None,
+        pattern=LAYOUT,
+        description="Cell kinds and widths in multiples of C (default: the paper's placement of L cells).",
     )
     epochs: int = Field(200, ge=1, description="Passes over the training set.")
     batch_size: int = Field(32, ge=2, description="Images a step.")
@@ -127,7 +133,7 @@ class Retrain(Adversary, Augmentation, Stage):
     beta: float = Field(6.0, ge=0, description="Weight of the robustness term of trades and mart.")
     schedule: Literal["piecewise", "cyclic"] = Field(
         "piecewise",
-        description="piecewise: x0.1 at half, x0.01 at three quarters; cyclic: up to the middle and down to zero.",
+        description="piecewise: x0.1 at half, x0.01 at three quarters; cyclic: rises to two fifths, falls to zero.",
     )
     learning_rate: float = Field(0.1, gt=0, description="The schedule's largest.")
     momentum: float = Field(0.9, ge=0, lt=1, description="Of the weights' SGD.")
@@ -144,6 +150,14 @@ class Retrain(Adversary, Augmentation, Stage):
     )
     selection_steps: int = Field(10, ge=1, description="PGD steps on the hold-out that select the best epoch.")
     selection_images: int = Field(2500, ge=1, description="Hold-out images used for it, at most.")
+
+    @field_validator("architecture")
+    @classmethod
+    def _architecture_exists(cls, name: str) -> str:
+        known = ["searched", "resnet18", *genotypes()]
+        if name not in known and not Path(name).is_file():
+            raise ValueError(f"there is no such architecture; name one of {', '.join(known)}, or a genotype file")
+        return name
 
 
 class Whitebox(Stage):
@@ -198,11 +212,23 @@ class Settings(BaseModel):
             raise InvalidInput(f"models has no {model!r}; it has {', '.join(self.models)}.")
         return validate(Retrain, self.retrain.model_dump() | self.models[model], f"models.{model}")
 
+    def transferred(self) -> Retrain:
+        """How the searched genotype is trained on the other data set: as the first of `models` that is searched."""
+        recipes = (self.recipe(model) for model in self.models)
+        searched = (recipe for recipe in recipes if recipe.architecture == "searched")
+        return next(searched, self.retrain).model_copy(update={"architecture": "searched"})
+
     @model_validator(mode="after")
     def _models_train(self) -> Self:
         for model in self.models:
             self.recipe(model)
         return self
+
+
+def genotypes() -> list[str]:
+    """Names of the published genotypes that come with the package."""
+    files = resources.files("arnas.space").joinpath("genotypes").iterdir()
+    return sorted(file.name.removesuffix(".json") for file in files if file.name.endswith(".json"))
 
 
 def presets() -> list[str]:
@@ -265,7 +291,7 @@ def _read_preset(preset: str) -> dict[str, Any]:
     if preset in presets():
         text = resources.files("arnas.presets").joinpath(f"{preset}.yaml").read_text()
     elif Path(preset).is_file():
-        text = Path(preset).read_text()
+        text = _read_file(Path(preset))
     else:
         raise InvalidInput(f"There is no preset {preset!r}; name one of {', '.join(presets())}, or a YAML file.")
     try:
@@ -275,6 +301,13 @@ def _read_preset(preset: str) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise InvalidInput(f"{preset} must have sections such as search: and retrain:, but holds {values!r}.")
     return values
+
+
+def _read_file(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InvalidInput(f"{path} cannot be read ({error}); give a YAML file.") from None
 
 
 def _assign(values: dict[str, Any], path: list[str], value: Any) -> None:

@@ -7,7 +7,7 @@ import platform
 import resource
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any, TextIO, TypeVar
@@ -16,6 +16,7 @@ import torch
 from tqdm import tqdm
 
 import arnas
+from arnas import artifacts
 from arnas.errors import Diverged, InvalidInput
 
 Network = TypeVar("Network", bound=torch.nn.Module)
@@ -68,26 +69,43 @@ def seed(*parts: int | str) -> None:
     torch.manual_seed(int.from_bytes(hashlib.sha256(name.encode()).digest()[:7]))
 
 
-def require_finite(loss: float, stage: str, place: str) -> None:
-    """Stop a stage whose loss is not finite; what was saved before stays.
+def require_finite(figures: Mapping[str, float], stage: str, place: str) -> None:
+    """Stop a stage before a figure that is not finite reaches its state; what was saved before stays.
+
+    Args:
+        figures: Losses and gradient norms of the step, by name.
+        stage, place: For the message, such as "search" and "epoch 3, step 4".
 
     Raises:
-        Diverged: `loss` is infinite or not a number.
+        Diverged: One of them is infinite or not a number.
     """
-    if not math.isfinite(loss):
-        raise Diverged(
-            f"{stage}: the loss became {loss} at {place}; the last good checkpoint is kept. Lower the learning rate."
-        )
+    for name, value in figures.items():
+        if not math.isfinite(value):
+            raise Diverged(
+                f"{stage}: the {name} became {value} at {place}; the last good checkpoint is kept. "
+                "Begin anew with a lower learning rate."
+            )
+
+
+def key(stage: str, chosen: torch.device, packages: Sequence[str], **inputs: Any) -> str:
+    """The key of a stage's checkpoints: the digest of all that determines its result.
+
+    Args:
+        packages: Our packages that compute the result; work of other code, libraries or kinds of device is not reused.
+        inputs: Settings and digests, as JSON values.
+    """
+    computing = {"code": code_digest(*packages), "versions": versions(), "device": chosen.type}
+    return artifacts.digest({"stage": stage} | computing | inputs)
 
 
 @cache
 def code_digest(*packages: str) -> str:
-    """Digest of the sources of some of our packages: results of other code are not reused."""
+    """Digest of the sources of some of our packages, and of this module."""
     root = Path(arnas.__file__).parent
-    total = hashlib.sha256(arnas.__version__.encode())
-    for package in sorted(packages):
-        for file in sorted((root / package).rglob("*.py")):
-            total.update(file.read_bytes())
+    total = hashlib.sha256()
+    for place in (*sorted(packages), "runtime.py"):
+        for file in sorted((root / place).rglob("*.py")) or [root / place]:
+            total.update(str(file.relative_to(root)).encode() + file.read_bytes())
     return total.hexdigest()
 
 

@@ -58,6 +58,10 @@ def run(
     where = str(Path(data).expanduser().resolve()) if data else ""
     settings = config.load(preset, overrides | ({"prepare.path": where} if data else {}))
     _require_data(settings)
+    if device not in ("auto", "cpu"):
+        from arnas import runtime  # torch, which this process does without otherwise
+
+        runtime.device(device)
     models = list(settings.models) if models is None else models
     for model in models:
         settings.recipe(model)

@@ -54,6 +54,11 @@ def test_intensities_are_numbers_or_fractions(text, value):
         ({"models.searched.los": "trades"}, "models.searched has no setting los; near it are loss"),
         ({"search": 3}, "search = 3"),
         ({"seed": -1}, "seed = -1"),
+        ({"search.layout": "A1 X2"}, "search.layout = 'A1 X2'"),
+        (
+            {"models.resnet18.architecture": "resnet"},
+            "no such architecture; name one of searched, resnet18, arnas-cifar10",
+        ),
     ],
 )
 def test_a_mistake_is_one_sentence_with_value_and_place(overrides, sentence):
@@ -80,6 +85,13 @@ def test_an_unknown_preset_names_those_that_exist():
 def test_an_unknown_model_names_those_that_exist():
     with pytest.raises(InvalidInput, match="models has no 'vgg'; it has searched"):
         config.load("digits").recipe("vgg")
+
+
+def test_transfer_trains_as_the_searched_model_was_trained():
+    settings = config.load("digits", {"models.searched.loss": "trades", "retrain.architecture": "resnet18"})
+    assert settings.transferred().architecture == "searched"
+    settings = config.load("digits", {"models.searched.loss": "trades"})
+    assert settings.transferred() == settings.recipe("searched") != settings.retrain
 
 
 def test_settings_cannot_be_changed_behind_a_digest():

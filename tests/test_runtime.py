@@ -31,13 +31,15 @@ def test_random_numbers_are_a_function_of_the_place():
 @pytest.mark.parametrize("loss", [float("nan"), float("inf"), -float("inf")])
 def test_a_loss_that_is_not_finite_stops_the_stage(loss):
     with pytest.raises(Diverged, match=r"search: the loss became .* at epoch 3, step 4"):
-        runtime.require_finite(loss, "search", "epoch 3, step 4")
-    runtime.require_finite(1.0, "search", "epoch 3, step 4")
+        runtime.require_finite({"norm": 1.0, "loss": loss}, "search", "epoch 3, step 4")
+    runtime.require_finite({"norm": 1.0, "loss": 0.0}, "search", "epoch 3, step 4")
 
 
 def test_the_code_digest_covers_the_packages_it_names(tmp_path, monkeypatch):
     (tmp_path / "space").mkdir()
     (tmp_path / "search").mkdir()
+    for name in ("runtime.py", "search/loop.py"):
+        (tmp_path / name).touch()
     monkeypatch.setattr("arnas.__file__", str(tmp_path / "__init__.py"))
     digests = []
     for text in ("a = 1", "a = 2"):

@@ -29,7 +29,6 @@ class PGD:
         start: "uniform" in the ball, "normal" (0.001 x N(0, 1), as in adversarial training), or "none", the image.
         restarts: Number of starts; every sample keeps the one with the highest loss.
         loss: From logits [N, K] and labels [N] to losses [N]; a closure may look at more, such as the clean logits.
-        keep_mode: Attack the model in the mode it is in, and not in eval mode.
     """
 
     epsilon: float
@@ -38,11 +37,10 @@ class PGD:
     start: Literal["uniform", "normal", "none"] = "uniform"
     restarts: int = 1
     loss: Callable[[Tensor, Tensor], Tensor] = cross_entropy_per_sample
-    keep_mode: bool = False
 
     def __call__(self, model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
         images = images.detach()
-        with frozen(model, self.keep_mode):
+        with frozen(model):
             worst = self._ascend(model, images, labels)
             for _ in range(self.restarts - 1):
                 other = self._ascend(model, images, labels)

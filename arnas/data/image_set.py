@@ -11,6 +11,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from arnas import artifacts
+from arnas.config import Augmentation
+from arnas.errors import InvalidInput
 
 SPLITS = ("weights", "architecture", "holdout", "test")
 
@@ -97,6 +99,22 @@ def augment(images: Tensor, crop_padding: int = 0, flip: bool = False, cutout: i
         inside = _band(count, height, cutout, device)[:, :, None] & _band(count, width, cutout, device)[:, None, :]
         pixels = pixels.masked_fill(inside[:, None], 0.0)
     return pixels
+
+
+def require_fit(augmentation: Augmentation, shape: tuple[int, int, int], cutout: int = 0) -> None:
+    """Refuse to augment images of `shape` (C, H, W) so that nothing of them could be left.
+
+    Raises:
+        InvalidInput: crop_padding or cutout is too large.
+    """
+    side = min(shape[1:])
+    if 2 * augmentation.crop_padding > side:
+        raise InvalidInput(
+            f"crop_padding {augmentation.crop_padding} is too large for images of {side} pixels; "
+            f"choose at most {side // 2}."
+        )
+    if cutout >= side:
+        raise InvalidInput(f"cutout {cutout} covers images of {side} pixels; choose less than {side}.")
 
 
 def as_pixels(images: Tensor) -> Tensor:

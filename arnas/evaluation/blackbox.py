@@ -68,8 +68,7 @@ class BlackboxEvaluation:
         settings = self.settings
         runtime.seed(settings.seed, "blackbox", "pgd", int(block[0]))
         attack = PGD(settings.epsilon, settings.step_size, settings.attack_steps)
-        # away from what the source says, since an attacker has no labels
-        adversarial = attack(self.models[source], images, predict(self.models[source], images))
+        adversarial = attack(self.models[source], images, labels)
         right = {target: self._right(target, adversarial, labels) for target in self.models}
         for target in self.models:
             self.state["transfer"][source][target][block] = self.state["clean"][target][block] & right[target]

@@ -51,7 +51,7 @@ def hypergradients(
         For each objective its hypergradient, all of `architecture` as one vector; and the objectives' values.
     """
     if method == "first_order":
-        direct, _, values = _at(objectives, weights, architecture)
+        direct, _, values = _at(objectives, [], architecture)
         return direct, values
     create_graph = method == "exact"
     gradient = torch.autograd.grad(train_loss(), weights, create_graph=create_graph, materialize_grads=True)

@@ -60,7 +60,7 @@ class SearchStep:
         self.supernet, self.settings = supernet, settings
         self.weights, self.architecture = supernet.weights(), list(supernet.architecture.values())
         self.combine = combination(settings.combination)
-        self.attack = PGD(settings.epsilon, settings.step_size, settings.attack_steps, keep_mode=True)
+        self.attack = PGD(settings.epsilon, settings.step_size, settings.attack_steps)
         self.weight_optimizer = torch.optim.SGD(
             self.weights, settings.learning_rate, settings.momentum, weight_decay=settings.weight_decay
         )
@@ -71,14 +71,20 @@ class SearchStep:
             weight_decay=settings.architecture_weight_decay,
         )
 
-    def __call__(self, train: tuple[Tensor, Tensor], validation: tuple[Tensor, Tensor]) -> dict[str, float]:
+    def __call__(
+        self, train: tuple[Tensor, Tensor], validation: tuple[Tensor, Tensor], place: str = "this step"
+    ) -> dict[str, float]:
         """Take a step.
 
         Args:
             train, validation: Images [B, C, H, W] in [0, 1] and labels [B], of the two halves of the training set.
+            place: Where in the search this is, for an error message.
 
         Returns:
             The figures of `COLUMNS` from natural_loss on.
+
+        Raises:
+            Diverged: A loss or gradient is not finite; weights and architecture are not stepped with it.
         """
         (train_images, train_labels), (images, labels) = train, validation
         train_adversarial = self.attack(self.supernet, train_images, train_labels)
@@ -95,14 +101,18 @@ class SearchStep:
         )
         # the hypergradient is homogeneous in the objective, so lambda can come last
         adversarial_gradient = self.settings.adversarial_weight * adversarial_gradient
+        norms = [torch.linalg.vector_norm(gradient).item() for gradient in (natural_gradient, adversarial_gradient)]
+        found = {"natural loss": natural_loss, "adversarial loss": adversarial_loss}
+        found |= dict(zip(("natural hypergradient norm", "adversarial hypergradient norm"), norms, strict=True))
+        runtime.require_finite(found, "search", place)
         self._descend_architecture(self.combine(natural_gradient, adversarial_gradient))
         return {
             "natural_loss": natural_loss,
             "adversarial_loss": adversarial_loss,
-            "train_loss": self._descend_weights(train_loss),
+            "train_loss": self._descend_weights(train_loss, place),
             "gamma": min_norm_weight(natural_gradient, adversarial_gradient).item(),
-            "natural_norm": torch.linalg.vector_norm(natural_gradient).item(),
-            "adversarial_norm": torch.linalg.vector_norm(adversarial_gradient).item(),
+            "natural_norm": norms[0],
+            "adversarial_norm": norms[1],
         }
 
     def set_epoch(self, epoch: int) -> None:
@@ -140,11 +150,12 @@ class SearchStep:
         self.architecture_optimizer.step()
         self.architecture_optimizer.zero_grad()
 
-    def _descend_weights(self, train_loss: Callable[[], Tensor]) -> float:
+    def _descend_weights(self, train_loss: Callable[[], Tensor], place: str) -> float:
         loss = train_loss()
         for weight, gradient in zip(self.weights, torch.autograd.grad(loss, self.weights), strict=True):
             weight.grad = gradient
-        torch.nn.utils.clip_grad_norm_(self.weights, self.settings.gradient_clip)
+        norm = torch.nn.utils.clip_grad_norm_(self.weights, self.settings.gradient_clip)
+        runtime.require_finite({"training loss": loss.item(), "gradient norm": norm.item()}, "search", place)
         self.weight_optimizer.step()
         self.weight_optimizer.zero_grad()
         return loss.item()
@@ -178,9 +189,8 @@ def search(images: ImageSet, settings: Search, keeper: Keeper) -> tuple[Supernet
         for index in range(done, steps):
             runtime.seed(settings.seed, "search", epoch, index)
             chosen = slice(index * settings.batch_size, (index + 1) * settings.batch_size)
-            figures = step(*(_batch(images, order[chosen], settings) for order in orders))
-            for name in ("natural_loss", "adversarial_loss", "train_loss"):
-                runtime.require_finite(figures[name], "search", f"epoch {epoch}, step {index}, {name}")
+            train, validation = (_batch(images, order[chosen], settings) for order in orders)
+            figures = step(train, validation, f"epoch {epoch}, step {index}")
             history.steps.append([epoch, index, *figures.values()])
             done = index + 1
             progress.advance({"epoch": epoch} | {k: figures[k] for k in ("natural_loss", "adversarial_loss", "gamma")})
@@ -209,7 +219,7 @@ def _state(step: SearchStep, history: History, position: tuple[int, int]) -> dic
 def _record(supernet: Supernet, epoch: int) -> dict[str, Any]:
     """Genotype, entropy in nats of the operation weights (mean over edges), skip connections, operation weights."""
     found = genotype.derive(supernet.architecture)
-    weights = {kind: torch.softmax(a.detach().double().cpu(), -1) for kind, a in supernet.architecture.items()}
+    weights = {kind: torch.softmax(a.detach().cpu().double(), -1) for kind, a in supernet.architecture.items()}
     return {
         "epoch": epoch,
         "genotype": found.to_json(),

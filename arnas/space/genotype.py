@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from arnas.artifacts import digest
+from arnas.config import genotypes
 from arnas.errors import InvalidInput
 from arnas.space.layout import KINDS, NODES
 from arnas.space.operations import OPERATIONS
@@ -62,7 +63,7 @@ def derive(architecture: Mapping[str, Tensor] | nn.ParameterDict) -> Genotype:
         architecture: kind -> architecture parameters, shape [14, 7], any float dtype.
     """
     return Genotype(
-        {kind: _derive_cell(torch.softmax(alpha.detach().double().cpu(), -1)) for kind, alpha in architecture.items()}
+        {kind: _derive_cell(torch.softmax(alpha.detach().cpu().double(), -1)) for kind, alpha in architecture.items()}
     )
 
 
@@ -76,7 +77,7 @@ def load(name: str) -> tuple[Genotype, dict[str, Any]]:
     """Read a genotype.
 
     Args:
-        name: Path of a genotype file, or a published genotype's name (see `published`).
+        name: Path of a genotype file, or a published genotype's name (see `config.genotypes`).
 
     Returns:
         The genotype, and the whole document.
@@ -84,24 +85,29 @@ def load(name: str) -> tuple[Genotype, dict[str, Any]]:
     Raises:
         InvalidInput: There is none of that name, or the file is malformed.
     """
-    if name in published():
+    if name in genotypes():
         text = resources.files("arnas.space").joinpath("genotypes", f"{name}.json").read_text()
     elif Path(name).is_file():
-        text = Path(name).read_text(encoding="utf-8", errors="replace")
+        text = _read_file(Path(name))
     else:
-        raise InvalidInput(f"There is no genotype {name!r}; give a file, or one of {', '.join(published())}.")
+        raise InvalidInput(f"There is no genotype {name!r}; give a file, or one of {', '.join(genotypes())}.")
     try:
         body = json.loads(text)
     except ValueError as error:
         raise InvalidInput(f"{name} is not JSON ({error}); give a file that derive wrote.") from None
     if not isinstance(body, dict) or body.get("schema") != SCHEMA:
         raise InvalidInput(f"{name} is no genotype file of schema {SCHEMA}; give a file that derive wrote.")
-    return Genotype.from_json(body.get("cells"), name), body
+    found = Genotype.from_json(body.get("cells"), name)
+    if body.get("digest") != document(found, body.get("name", ""), body.get("layout"), {})["digest"]:
+        raise InvalidInput(f"{name} was changed after it was written: its digest is another; derive it again.")
+    return found, body
 
 
-def published() -> list[str]:
-    """Names of the genotypes that come with the package."""
-    return sorted(file.name[:-5] for file in resources.files("arnas.space").joinpath("genotypes").iterdir())
+def _read_file(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8", errors="replace")
+    except OSError as error:
+        raise InvalidInput(f"{path} cannot be read: {error.strerror}; give a genotype file.") from None
 
 
 def _derive_cell(weights: Tensor) -> tuple[Node, ...]:
@@ -121,10 +127,10 @@ def _read_cell(nodes: Any, place: str) -> tuple[Node, ...]:
         if not isinstance(node, list) or len(node) != 2:
             raise InvalidInput(f"{place}, node {index} must list two [operation, input] pairs.")
         for edge in node:
-            if not isinstance(edge, list) or len(edge) != 2 or edge[0] not in OPERATIONS:
+            if not isinstance(edge, list) or len(edge) != 2 or edge[0] not in tuple(OPERATIONS):
                 raise InvalidInput(
                     f"{place}, node {index}: {edge!r} must be [operation, input] with one of {', '.join(OPERATIONS)}."
                 )
-            if not isinstance(edge[1], int) or not 0 <= edge[1] < 2 + index:
+            if type(edge[1]) is not int or not 0 <= edge[1] < 2 + index:
                 raise InvalidInput(f"{place}, node {index}: input {edge[1]!r} must be a number from 0 to {1 + index}.")
     return tuple(((first[0], first[1]), (second[0], second[1])) for first, second in nodes)

@@ -66,6 +66,8 @@ class Layout:
 
         Widths are 1, 2, 2: doubled at the first reduction only.
         """
+        if layers < 3:
+            raise InvalidInput(f"layers {layers} is too few; the paper's placement needs 3 cells or more.")
         first, second = layers // 3, 2 * layers // 3
         letters = ("D" if index in (first, second) else "A" if index < second else "R" for index in range(layers))
         return cls(tuple((letter, 1 if index < first else 2) for index, letter in enumerate(letters)))

@@ -6,6 +6,7 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from arnas import config
 from arnas.errors import InvalidInput
 from arnas.space import genotype as genotypes
 from arnas.space.layout import Layout
@@ -56,7 +57,7 @@ def info(
             network = build({"architecture": "resnet18", "channels_in": 3} | sizes)
         elif name is None:
             raise InvalidInput(
-                "Name a genotype (a file, or one of " + ", ".join(genotypes.published()) + "), resnet18, or --supernet."
+                "Name a genotype (a file, or one of " + ", ".join(config.genotypes()) + "), resnet18, or --supernet."
             )
         else:
             genotype, _ = genotypes.load(name)

@@ -42,7 +42,7 @@ def run(
     Raises:
         InvalidInput: An artifact is unusable, models and images do not fit, or two models have one name.
     """
-    artifacts.require_writable(output)
+    artifacts.require_writable(output, Path(checkpoints) / "checkpoint")
     chosen = runtime.prepare(device)
     origin = runtime.Origin(chosen)
     test_images = image_set.load(images, chosen)
@@ -53,14 +53,14 @@ def run(
     networks = {body["content"]["name"]: network for network, body in loaded}
     digests = {body["content"]["name"]: body["digest"] for _, body in loaded}
 
-    key = artifacts.digest(
-        {
-            "stage": "blackbox",
-            "settings": settings.model_dump(),
-            "models": [[name, digests[name]] for name in names],
-            "images": test_images.digest,
-            "code": runtime.code_digest("attacks", "data", "evaluation", "space"),
-        }
+    packages = ("space", "data", "attacks", "evaluation")
+    key = runtime.key(
+        "blackbox",
+        chosen,
+        packages,
+        settings=settings.model_dump(),
+        models=[[name, digests[name]] for name in names],
+        images=test_images.digest,
     )
     with Keeper(CheckpointStore(checkpoints), key, "blackbox") as keeper:
         state = keeper.restore() or BlackboxEvaluation.begin(names, test_images, settings)

@@ -33,6 +33,7 @@ def run(output: str | Path, settings: Prepare) -> dict[str, Any]:
     Raises:
         InvalidInput: The data cannot be read, or there are too few images for a split.
     """
+    artifacts.require_writable(output)
     origin = runtime.Origin()
     source = catalog.read(settings)
     _, _, height, width = source.images.shape

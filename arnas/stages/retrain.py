@@ -48,19 +48,14 @@ def run(
         Diverged: A loss is not finite.
         Interrupted: The process was asked to stop; its state is saved.
     """
-    artifacts.require_writable(output)
+    artifacts.require_writable(output, Path(checkpoints) / "checkpoint")
     origin = runtime.Origin(runtime.prepare(device))
     data = image_set.load(images, origin.device)
     _check(data, settings)
     description = describe(settings, data, genotype)
-    key = artifacts.digest(
-        {
-            "stage": "retrain",
-            "settings": settings.model_dump(),
-            "network": description,
-            "images": data.digest,
-            "code": runtime.code_digest("space", "data", "attacks", "training"),
-        }
+    packages = ("space", "data", "attacks", "training")
+    key = runtime.key(
+        "retrain", origin.device, packages, settings=settings.model_dump(), network=description, images=data.digest
     )
     runtime.seed(settings.seed, "retrain", "network")
     network = build(description)
@@ -118,12 +113,7 @@ def _check(data: image_set.ImageSet, settings: Retrain) -> None:
         raise InvalidInput(
             f"batch_size {settings.batch_size} is larger than the training set; at most {available} fit."
         )
-    side = min(data.shape[1:])
-    for name in ("cutout", "crop_padding"):
-        if getattr(settings, name) >= side:
-            raise InvalidInput(
-                f"{name} {getattr(settings, name)} covers images of {side} pixels; choose less than {side}."
-            )
+    image_set.require_fit(settings, data.shape, settings.cutout)
 
 
 def _write(

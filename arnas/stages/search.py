@@ -36,18 +36,12 @@ def run(
         Diverged: A loss is not finite.
         Interrupted: The process was asked to stop; its state is saved.
     """
-    artifacts.require_writable(output)
+    artifacts.require_writable(output, Path(checkpoints) / "checkpoint")
     origin = runtime.Origin(runtime.prepare(device))
     data = image_set.load(images, origin.device)
     _check(data, settings)
-    key = artifacts.digest(
-        {
-            "stage": "search",
-            "settings": settings.model_dump(),
-            "images": data.digest,
-            "code": runtime.code_digest("space", "data", "attacks", "search"),
-        }
-    )
+    packages = ("space", "data", "attacks", "search")
+    key = runtime.key("search", origin.device, packages, settings=settings.model_dump(), images=data.digest)
     with Keeper(CheckpointStore(checkpoints), key, "search") as keeper:
         supernet, history = search(data, settings, keeper)
     collapses = history.collapses(settings.collapse_limit)
@@ -65,10 +59,7 @@ def _check(data: image_set.ImageSet, settings: Search) -> None:
         raise InvalidInput(
             f"batch_size {settings.batch_size} is larger than a half of the training set; at most {smallest} fit."
         )
-    if 2 * settings.crop_padding > data.shape[1]:
-        raise InvalidInput(
-            f"crop_padding {settings.crop_padding} is too large for {data.shape[1]} pixels; halve it or more."
-        )
+    image_set.require_fit(settings, data.shape)
     layout(settings)
     combination(settings.combination)
 

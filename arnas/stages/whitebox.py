@@ -43,7 +43,7 @@ def run(
         InvalidInput: An artifact is unusable, model and images do not fit, or AutoAttack is asked for on fewer than
             four classes.
     """
-    artifacts.require_writable(output)
+    artifacts.require_writable(output, Path(checkpoints) / "checkpoint")
     chosen = runtime.prepare(device)
     origin = runtime.Origin(chosen)
     test_images = image_set.load(images, chosen)
@@ -51,14 +51,9 @@ def run(
     if settings.autoattack_images:
         target_classes(len(test_images.classes))
 
-    key = artifacts.digest(
-        {
-            "stage": "whitebox",
-            "settings": settings.model_dump(),
-            "model": body["digest"],
-            "images": test_images.digest,
-            "code": runtime.code_digest("attacks", "data", "evaluation", "space"),
-        }
+    packages = ("space", "data", "attacks", "evaluation")
+    key = runtime.key(
+        "whitebox", chosen, packages, settings=settings.model_dump(), model=body["digest"], images=test_images.digest
     )
     with Keeper(CheckpointStore(checkpoints), key, "whitebox") as keeper:
         state = keeper.restore() or WhiteboxEvaluation.begin(test_images, settings)

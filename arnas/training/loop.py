@@ -83,14 +83,19 @@ def train(network: Classifier, images: ImageSet, recipe: Retrain, keeper: Keeper
             optimizer.param_groups[0]["lr"] = learning_rate(recipe, progress.epoch + step / steps)
             batch = augment(images.images[order[step]], recipe.crop_padding, recipe.flip, recipe.cutout)
             loss, logits = LOSSES[recipe.loss](network, batch, images.labels[order[step]], recipe)
-            runtime.require_finite(loss.item(), keeper.stage, f"epoch {progress.epoch}, step {step}")
-            _descend(optimizer, network, loss, recipe.gradient_clip)
+            optimizer.zero_grad()
+            loss.backward()
+            norm = nn.utils.clip_grad_norm_(network.parameters(), recipe.gradient_clip)
+            place = f"epoch {progress.epoch}, step {step}"
+            runtime.require_finite({"loss": loss.item(), "gradient norm": norm.item()}, keeper.stage, place)
+            optimizer.step()
             if averaged is not None:
                 _average(averaged, network, recipe.weight_averaging)
             _add(progress.totals, loss, logits, images.labels[order[step]])
             progress.step = step + 1
             bar.advance({"epoch": progress.epoch, "loss": loss.item()} | _latest(progress))
             keeper.offer(capture)
+        keeper.save(capture())  # the hold-out may take minutes
         _finish_epoch(progress, averaged or network, images, recipe)
     bar.close()
     keeper.save(capture())
@@ -129,7 +134,7 @@ def _finish_epoch(progress: TrainingState, network: Classifier, images: ImageSet
     totals = progress.totals
     record = {
         "epoch": progress.epoch,
-        "learning_rate": learning_rate(recipe, progress.epoch),
+        "learning_rate": learning_rate(recipe, progress.epoch + 0.5),
         "train_loss": totals["loss"] / totals["count"],
         "train_accuracy": totals["correct"] / totals["count"],
     } | holdout_accuracy(network, images, recipe)
@@ -137,13 +142,6 @@ def _finish_epoch(progress: TrainingState, network: Classifier, images: ImageSet
     if progress.best_epoch(recipe) is record:
         progress.best = {name: value.clone() for name, value in network.state_dict().items()}
     progress.epoch, progress.step, progress.totals = progress.epoch + 1, 0, dict.fromkeys(totals, 0.0)
-
-
-def _descend(optimizer: torch.optim.Optimizer, network: nn.Module, loss: Tensor, clip: float) -> None:
-    optimizer.zero_grad()
-    loss.backward()
-    nn.utils.clip_grad_norm_(network.parameters(), clip)
-    optimizer.step()
 
 
 @torch.no_grad()

@@ -38,7 +38,7 @@ def trades(network: Classifier, images: Tensor, labels: Tensor, recipe: Retrain)
     """
     network.eval()
     with torch.no_grad():
-        reference = network(images).softmax(-1)
+        reference = network(images)
     attack = PGD(
         recipe.epsilon,
         recipe.step_size,
@@ -49,7 +49,7 @@ def trades(network: Classifier, images: Tensor, labels: Tensor, recipe: Retrain)
     adversarial = attack(network, images, labels)
     logits, auxiliary = _classify(network, images, labels, recipe)
     adversarial_logits = network(adversarial)
-    robust = divergence(logits.softmax(-1), adversarial_logits).mean()
+    robust = divergence(logits, adversarial_logits).mean()
     return functional.cross_entropy(logits, labels) + recipe.beta * robust + auxiliary, adversarial_logits
 
 
@@ -58,12 +58,12 @@ def mart(network: Classifier, images: Tensor, labels: Tensor, recipe: Retrain) -
     attack = PGD(recipe.epsilon, recipe.step_size, recipe.attack_steps, start="normal")
     adversarial = attack(network, images, labels)
     adversarial_logits, auxiliary = _classify(network, adversarial, labels, recipe)
-    clean = network(images).softmax(-1)
+    clean = network(images)
     probabilities = adversarial_logits.softmax(-1)
     right = functional.one_hot(labels, probabilities.shape[1]).bool()
     rival = probabilities.masked_fill(right, 0).amax(-1)
     boosted = functional.cross_entropy(adversarial_logits, labels) - (1 - rival).clamp(min=1e-12).log().mean()
-    doubt = 1 - clean[right]
+    doubt = 1 - clean.softmax(-1)[right]
     robust = (divergence(clean, adversarial_logits) * doubt).mean()
     return boosted + recipe.beta * robust + auxiliary, adversarial_logits
 
@@ -77,8 +77,13 @@ LOSSES: dict[str, Callable[[Classifier, Tensor, Tensor, Retrain], Outcome]] = {
 
 
 def divergence(reference: Tensor, logits: Tensor) -> Tensor:
-    """KL(reference || softmax(logits)), shape [B], of probabilities and logits [B, K]."""
-    return functional.kl_div(logits.log_softmax(-1), reference, reduction="none").sum(-1)
+    """KL(softmax(reference) || softmax(logits)), shape [B], of two logits [B, K].
+
+    Of log-probabilities, since the gradient of a probability that underflows to 0 is not a number.
+    """
+    return functional.kl_div(logits.log_softmax(-1), reference.log_softmax(-1), log_target=True, reduction="none").sum(
+        -1
+    )
 
 
 def _classify(network: Classifier, images: Tensor, labels: Tensor, recipe: Retrain) -> tuple[Tensor, Tensor]:

@@ -38,7 +38,7 @@ def transfer(
             images.path,
             network.path,
             evaluation.path,
-            settings.retrain,
+            settings.transferred(),
             settings.whitebox,
             checkpoints=checkpoints,
             device=device,

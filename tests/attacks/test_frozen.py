@@ -7,7 +7,6 @@ from arnas.attacks import FGSM, PGD, AutoAttack, Square, frozen
 ATTACKS = {
     "fgsm": FGSM(0.1),
     "pgd": PGD(0.1, 0.05, 3, restarts=2),
-    "pgd in the model's mode": PGD(0.1, 0.05, 3, keep_mode=True),
     "square": Square(0.1, queries=20),
     "autoattack": AutoAttack(1.0),
 }
@@ -52,11 +51,10 @@ def test_an_attack_leaves_the_model_as_it_found_it(attack):
     assert torch.equal(images, original) and not images.requires_grad
 
 
-@pytest.mark.parametrize("keep_mode", [False, True])
-def test_an_exception_inside_leaves_the_model_as_it_was(keep_mode):
+def test_an_exception_inside_leaves_the_model_as_it_was():
     model = mixed_model()
     before = snapshot(model)
-    with pytest.raises(KeyError), frozen(model, keep_mode):
+    with pytest.raises(KeyError), frozen(model):
         model(torch.rand(8, 1, 8, 8))
         raise KeyError
     assert snapshot(model) == before
@@ -66,12 +64,4 @@ def test_inside_all_is_in_eval_mode_and_no_parameter_wants_a_gradient():
     model = mixed_model()
     with frozen(model):
         assert not any(module.training for module in model.modules())
-        assert not any(parameter.requires_grad for parameter in model.parameters())
-
-
-def test_keep_mode_freezes_the_parameters_alone():
-    model = mixed_model()
-    modes = [module.training for module in model.modules()]
-    with frozen(model, keep_mode=True):
-        assert [module.training for module in model.modules()] == modes
         assert not any(parameter.requires_grad for parameter in model.parameters())

@@ -74,6 +74,9 @@ def damage(document, path, value):
         (["cells", "reduce", 1, 0, 0], "sep_conv_7x7", "sep_conv_7x7"),
         (["cells", "accurate", 0, 1, 1], 2, "input 2 must be a number from 0 to 1"),
         (["cells", "accurate", 0, 1, 1], "1", "input '1'"),
+        (["cells", "accurate", 0, 1, 1], True, "input True"),
+        (["cells", "accurate", 0, 1, 0], ["skip_connect"], "must be .operation, input."),
+        (["cells", "accurate", 0, 0, 0], "sep_conv_3x3", "its digest is another"),
     ],
 )
 def test_a_malformed_genotype_is_refused_with_the_place(tmp_path, path, value, sentence):

@@ -91,7 +91,7 @@ def test_every_loss_trains_a_baseline(images, tmp_path, loss):
 
 def test_a_loss_that_is_not_finite_stops_training_and_keeps_the_last_good_state(images, tmp_path):
     settings = SETTINGS.model_copy(update={"learning_rate": 1e30, "gradient_clip": 1e30})
-    with pytest.raises(Diverged, match=r"retrain net: the loss became (nan|inf) at epoch 0, step \d"):
+    with pytest.raises(Diverged, match=r"retrain net: the .* became (nan|inf) at epoch 0, step \d"):
         retrain.run(images, tmp_path / "out", settings, name="net", checkpoints=tmp_path / "c", device="cpu")
     assert not (tmp_path / "out").exists()
 
@@ -110,4 +110,4 @@ def test_settings_that_do_not_fit_are_refused_before_work_starts(images, tmp_pat
     settings = SETTINGS.model_copy(update=change)
     with pytest.raises(InvalidInput, match=sentence):
         retrain.run(images, tmp_path / "out", settings, name="net", checkpoints=tmp_path / "c", device="cpu")
-    assert not (tmp_path / "c").exists()
+    assert not list(tmp_path.rglob("*.safetensors"))

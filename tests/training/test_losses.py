@@ -70,7 +70,14 @@ def test_the_attack_leaves_batch_norm_statistics_to_the_training_pass(name, batc
 
 
 def test_divergence_is_the_distributions_of_torch():
-    reference, logits = torch.randn(5, 4).softmax(-1), torch.randn(5, 4)
+    reference, logits = torch.randn(5, 4), torch.randn(5, 4)
     distribution = torch.distributions.Categorical
-    expected = torch.distributions.kl_divergence(distribution(probs=reference), distribution(logits=logits))
+    expected = torch.distributions.kl_divergence(distribution(logits=reference), distribution(logits=logits))
     torch.testing.assert_close(divergence(reference, logits), expected)
+
+
+def test_divergence_has_finite_gradients_where_probabilities_underflow():
+    reference = torch.tensor([[200.0, 0.0, -200.0, 0.0]], requires_grad=True)
+    logits = torch.tensor([[0.0, 200.0, 0.0, -200.0]], requires_grad=True)
+    divergence(reference, logits).sum().backward()
+    assert reference.grad.isfinite().all() and logits.grad.isfinite().all()
