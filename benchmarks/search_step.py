@@ -33,7 +33,7 @@ class PublishedStep(SearchStep):
             found, _ = hypergradients([objective], train_loss, self.weights, self.architecture, self._virtual_step())
             gradients += found
         self._descend_architecture(min_norm(gradients[0], self.settings.adversarial_weight * gradients[1]))
-        self._descend_weights(train_loss)
+        self._descend_weights(train_loss, "this step")
 
     def pgd(self, images, labels):
         settings = self.settings
