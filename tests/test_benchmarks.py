@@ -1,3 +1,4 @@
+import os
 import re
 import subprocess
 import sys
@@ -12,6 +13,7 @@ SMALL = ["--channels", "2", "--layers", "3", "--batch-size", "4", "--image-size"
 @pytest.mark.parametrize("path", BENCHMARKS, ids=lambda path: path.stem)
 def test_every_benchmark_shows_equality_and_prints_a_ratio(path):
     command = [sys.executable, str(path), *SMALL, "--device", "cpu"]
-    output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    output = subprocess.run(command, capture_output=True, text=True, check=True, env=environment).stdout
     assert float(re.search(r"agree within (\S+)", output)[1]) < 1e-9
     assert float(re.search(r"ratio +median ([\d.]+)x", output)[1]) > 0
