@@ -43,8 +43,21 @@ def device(name: str = "auto") -> torch.device:
     return torch.device(name)
 
 
-def prepare(name: str = "auto") -> torch.device:
-    """Choose the device and set its arithmetic: true fp32, since TF32 spoils hypergradients and reported robustness."""
+def prepare(name: str = "auto", gpus: int = 0) -> torch.device:
+    """Choose the device and set its arithmetic: true fp32, since TF32 spoils hypergradients and reported robustness.
+
+    Args:
+        name: As for `device`.
+        gpus: How many GPUs this process was promised; a cluster that keeps its word shows so many.
+
+    Raises:
+        InvalidInput: The device is not there, or fewer GPUs are visible than were promised.
+    """
+    if gpus > torch.cuda.device_count():
+        raise InvalidInput(
+            f"{gpus} GPU(s) were asked for and {torch.cuda.device_count()} are visible; mend the node's driver, device "
+            "plugin or runtime class, or the image (has its PyTorch CUDA or ROCm?), or ask for gpus=0 to use the CPU."
+        )
     chosen = device(name)
     torch.backends.cuda.matmul.allow_tf32 = False
     torch.backends.cudnn.allow_tf32 = False

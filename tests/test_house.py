@@ -9,17 +9,18 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-SOURCES = sorted(file for package in ("arnas", "components", "pipelines") for file in (ROOT / package).rglob("*.py"))
+SOURCES = sorted(file for package in ("arnas", "cluster", "components", "pipelines") for file in (ROOT / package).rglob("*.py"))
 LOCKS = ["requirements.lock", "requirements-dev.lock"]
 
 # A package imports what stands on its own line or above it.
 LAYERS = [
     {"arnas", "arnas.errors"},
-    {"arnas.config", "arnas.presets", "arnas.artifacts", "arnas.checkpoints", "arnas.runtime", "arnas.kernels"},
+    {"arnas.config", "arnas.presets", "arnas.artifacts", "arnas.checkpoints", "arnas.runtime", "arnas.objects"},
     {"arnas.space", "arnas.data"},
     {"arnas.search", "arnas.training", "arnas.attacks", "arnas.evaluation", "arnas.reporting"},
     {"arnas.stages"},
     {"arnas.cli", "arnas.__main__"},
+    {"cluster"},
     {"components"},
     {"pipelines"},
 ]

@@ -12,6 +12,11 @@ def test_a_device_that_is_absent_is_an_error_that_names_those_present():
         runtime.device("cuda:99")
 
 
+def test_a_promised_gpu_that_is_absent_is_an_error_even_where_the_device_is_left_open():
+    with pytest.raises(InvalidInput, match=r"99 GPU\(s\) were asked for and \d+ are visible"):
+        runtime.prepare("auto", gpus=99)
+
+
 def test_auto_takes_what_there_is():
     assert runtime.device("auto").type == ("cuda" if torch.cuda.is_available() else runtime.device("auto").type)
     assert runtime.device("cpu") == torch.device("cpu")

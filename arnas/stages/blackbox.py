@@ -26,6 +26,7 @@ def run(
     *,
     checkpoints: str | Path,
     device: str = "auto",
+    gpus: int = 0,
 ) -> dict[str, Any]:
     """Evaluate models on the test images under black-box attacks.
 
@@ -35,6 +36,7 @@ def run(
         output: Where the blackbox artifact goes: the matrix source by target, Square, outcome of every sample.
         checkpoints: Folder of the work done so far; a run with the same inputs and settings goes on from there.
         device: auto, cpu, cuda, cuda:N or mps.
+        gpus: GPUs that the task was promised; it is an error to see fewer.
 
     Returns:
         The artifact's `digest`, the accuracy by "source -> target", and by "square -> target".
@@ -43,7 +45,7 @@ def run(
         InvalidInput: An artifact is unusable, models and images do not fit, or two models have one name.
     """
     artifacts.require_writable(output, Path(checkpoints) / "checkpoint")
-    chosen = runtime.prepare(device)
+    chosen = runtime.prepare(device, gpus)
     origin = runtime.Origin(chosen)
     test_images = image_set.load(images, chosen)
     loaded = [load_fitting(path, test_images) for path in models]

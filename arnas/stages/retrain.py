@@ -28,6 +28,7 @@ def run(
     genotype: str | Path | None = None,
     checkpoints: str | Path,
     device: str = "auto",
+    gpus: int = 0,
 ) -> dict[str, Any]:
     """Train a network; the epoch with the best PGD accuracy on the hold-out is kept beside the last.
 
@@ -39,6 +40,7 @@ def run(
         genotype: Genotype file, needed where `settings.architecture` is "searched".
         checkpoints: Folder of checkpoints; unfinished work goes on from there, finished work is reused.
         device: auto, cpu, cuda, cuda:N or mps.
+        gpus: GPUs that the task was promised; it is an error to see fewer.
 
     Returns:
         digest, parameters, macs, and hold-out accuracies of the best and the last epoch.
@@ -49,7 +51,7 @@ def run(
         Interrupted: The process was asked to stop; its state is saved.
     """
     artifacts.require_writable(output, Path(checkpoints) / "checkpoint")
-    origin = runtime.Origin(runtime.prepare(device))
+    origin = runtime.Origin(runtime.prepare(device, gpus))
     data = image_set.load(images, origin.device)
     _check(data, settings)
     description = describe(settings, data, genotype)

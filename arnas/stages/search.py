@@ -17,7 +17,7 @@ from arnas.space.supernet import Supernet
 
 
 def run(
-    images: str | Path, output: str | Path, settings: Search, *, checkpoints: str | Path, device: str = "auto"
+    images: str | Path, output: str | Path, settings: Search, *, checkpoints: str | Path, device: str = "auto", gpus: int = 0
 ) -> dict[str, Any]:
     """Search for a genotype on the weights and architecture halves of an image set.
 
@@ -27,6 +27,7 @@ def run(
         settings: Settings of the search.
         checkpoints: Folder of checkpoints; unfinished work goes on from there, finished work is reused.
         device: auto, cpu, cuda, cuda:N or mps.
+        gpus: GPUs that the task was promised; it is an error to see fewer.
 
     Returns:
         digest, epochs, final losses, and the number of collapsed cells.
@@ -37,7 +38,7 @@ def run(
         Interrupted: The process was asked to stop; its state is saved.
     """
     artifacts.require_writable(output, Path(checkpoints) / "checkpoint")
-    origin = runtime.Origin(runtime.prepare(device))
+    origin = runtime.Origin(runtime.prepare(device, gpus))
     data = image_set.load(images, origin.device)
     _check(data, settings)
     packages = ("space", "data", "attacks", "search")

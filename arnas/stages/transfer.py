@@ -19,6 +19,7 @@ def run(
     name: str = "searched",
     checkpoints: str | Path,
     device: str = "auto",
+    gpus: int = 0,
 ) -> dict[str, Any]:
     """Retrain a genotype on another image set, and attack what comes out.
 
@@ -28,11 +29,12 @@ def run(
         model_output, evaluation_output: Folders to write the model and its evaluation to.
         recipe, attacks: Settings of retrain and whitebox.
         name: Name of the model in tables.
-        checkpoints, device: As in retrain and whitebox.
+        checkpoints, device, gpus: As in retrain and whitebox.
 
     Returns:
         What whitebox returns.
     """
     artifacts.require_writable(evaluation_output)
-    retrain.run(images, model_output, recipe, name=name, genotype=genotype, checkpoints=checkpoints, device=device)
-    return whitebox.run(model_output, images, evaluation_output, attacks, checkpoints=checkpoints, device=device)
+    placed: dict[str, Any] = {"checkpoints": checkpoints, "device": device, "gpus": gpus}
+    retrain.run(images, model_output, recipe, name=name, genotype=genotype, **placed)
+    return whitebox.run(model_output, images, evaluation_output, attacks, **placed)

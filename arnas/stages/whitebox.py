@@ -26,6 +26,7 @@ def run(
     *,
     checkpoints: str | Path,
     device: str = "auto",
+    gpus: int = 0,
 ) -> dict[str, Any]:
     """Evaluate a model on the test images under white-box attacks.
 
@@ -35,6 +36,7 @@ def run(
         output: Where the evaluation artifact goes: scores, outcome of every sample, examples.
         checkpoints: Folder of the work done so far; a run with the same inputs and settings goes on from there.
         device: auto, cpu, cuda, cuda:N or mps.
+        gpus: GPUs that the task was promised; it is an error to see fewer.
 
     Returns:
         The artifact's `digest`, and the accuracy by attack.
@@ -44,7 +46,7 @@ def run(
             four classes.
     """
     artifacts.require_writable(output, Path(checkpoints) / "checkpoint")
-    chosen = runtime.prepare(device)
+    chosen = runtime.prepare(device, gpus)
     origin = runtime.Origin(chosen)
     test_images = image_set.load(images, chosen)
     network, body = load_fitting(model, test_images)
