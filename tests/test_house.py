@@ -9,7 +9,9 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-SOURCES = sorted(file for package in ("arnas", "cluster", "components", "pipelines") for file in (ROOT / package).rglob("*.py"))
+SOURCES = sorted(
+    file for package in ("arnas", "cluster", "components", "pipelines") for file in (ROOT / package).rglob("*.py")
+)
 LOCKS = ["requirements.lock", "requirements-dev.lock"]
 
 # A package imports what stands on its own line or above it.

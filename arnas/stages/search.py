@@ -17,7 +17,13 @@ from arnas.space.supernet import Supernet
 
 
 def run(
-    images: str | Path, output: str | Path, settings: Search, *, checkpoints: str | Path, device: str = "auto", gpus: int = 0
+    images: str | Path,
+    output: str | Path,
+    settings: Search,
+    *,
+    checkpoints: str | Path,
+    device: str = "auto",
+    gpus: int = 0,
 ) -> dict[str, Any]:
     """Search for a genotype on the weights and architecture halves of an image set.
 
