@@ -166,6 +166,7 @@ def whitebox(
     preset: Preset = "cifar10",
     checkpoints: Checkpoints = None,
     device: Device = "auto",
+    shard: str = "1/1",
     settings: Annotated[config.Whitebox, Flat] = config.Whitebox(),
 ) -> dict[str, Any]:
     """Attack a model with full sight of it: FGSM, PGD-20, PGD-100, AutoAttack.
@@ -180,11 +181,32 @@ def whitebox(
         Image set, as written by arnas prepare; its test part is attacked.
     output
         Folder to write: accuracies with intervals, and the outcome for every image.
+    shard
+        Attack a share of the images alone, such as 2/4; arnas merge puts the shares together.
     """
     from arnas.stages import whitebox
 
     chosen = _changed(config.load(preset).whitebox, settings)
-    return whitebox.run(model, image_set, output, chosen, checkpoints=_kept(checkpoints, output), device=device)
+    kept = _kept(checkpoints, output)
+    return whitebox.run(model, image_set, output, chosen, checkpoints=kept, device=device, shard=shard)
+
+
+@app.command
+def merge(output: Path, /, *shards: Path) -> dict[str, Any]:
+    """Put the shards of a white-box evaluation together; the result is that of one run over all images.
+
+    Example: arnas merge out/evaluation out/shard-1 out/shard-2
+
+    Parameters
+    ----------
+    output
+        Folder to write: accuracies with intervals, and the outcome for every image.
+    shards
+        What arnas whitebox wrote for each share.
+    """
+    from arnas.stages import merge
+
+    return merge.run(list(shards), output)
 
 
 @app.command

@@ -9,7 +9,7 @@ from arnas.config import assignments, presets
 from arnas.errors import InvalidInput
 
 ROOT = Path(__file__).resolve().parents[1]
-STAGES = ("prepare", "search", "derive", "retrain", "whitebox", "blackbox", "transfer", "report")
+STAGES = ("prepare", "search", "derive", "retrain", "whitebox", "merge", "blackbox", "transfer", "report")
 PIPELINES = ("arnas", "transfer")
 
 

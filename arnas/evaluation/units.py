@@ -1,14 +1,46 @@
 """Attacks take hours; they are cut into units of work, of which a kill loses one."""
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 
 from arnas.checkpoints import Keeper
+from arnas.errors import InvalidInput
 from arnas.runtime import Progress, say_resumed
+
+
+@dataclass(frozen=True)
+class Shard:
+    """A share of the blocks of samples: of every `count` blocks, the one at `index`, 0 <= index < count.
+
+    A block's result does not depend on the other blocks, so neither does it on how many shards share them.
+    """
+
+    index: int = 0
+    count: int = 1
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """Read "2/4": the second of four.
+
+        Raises:
+            InvalidInput: It is no such share.
+        """
+        match = re.fullmatch(r"([1-9]\d*)/([1-9]\d*)", text)
+        if not match or int(match[1]) > int(match[2]):
+            raise InvalidInput(f"shard {text!r} is no share of the work; write for example 2/4, the second of four.")
+        return cls(int(match[1]) - 1, int(match[2]))
+
+    def __str__(self) -> str:
+        return f"{self.index + 1}/{self.count}"
+
+    def takes(self, block: int) -> bool:
+        """Whether the block of this number is in the share."""
+        return block % self.count == self.index
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from arnas.attacks.autoattack import PARTS
 from arnas.config import Whitebox
 from arnas.data.image_set import ImageSet
 from arnas.evaluation.models import predict
-from arnas.evaluation.units import Unit
+from arnas.evaluation.units import Shard, Unit
 
 WRONG, ROBUST = -2, -1  # values of autoattack_first that name no attack
 _PART_PASSES = dict(zip(PARTS, (300, 2700, 3600, 5000), strict=True))
@@ -55,12 +55,14 @@ class WhiteboxEvaluation:
             "warnings": [],
         }
 
-    def units(self) -> list[Unit]:
-        """All work, block by block."""
+    def units(self, shard: Shard) -> list[Unit]:
+        """All work of a shard, block by block."""
         epsilon, step_size = self.settings.epsilon, self.settings.step_size
         total, autoattacked = len(self.state["outcomes"]["clean"]), len(self.state["autoattack_first"])
         units = []
-        for start in range(0, total, self.settings.block_size):
+        for number, start in enumerate(range(0, total, self.settings.block_size)):
+            if not shard.takes(number):
+                continue
             block = torch.arange(start, min(start + self.settings.block_size, total))
             units += [
                 Unit(partial(self._clean, block), len(block)),

@@ -3,7 +3,6 @@
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import save_file
 from torch import Tensor
 
 from arnas import artifacts, runtime
@@ -11,11 +10,10 @@ from arnas.attacks.autoattack import target_classes
 from arnas.checkpoints import CheckpointStore, Keeper
 from arnas.config import Whitebox
 from arnas.data import image_set
-from arnas.evaluation import ladder
 from arnas.evaluation.models import load_fitting
-from arnas.evaluation.statistics import score
-from arnas.evaluation.units import work
-from arnas.evaluation.whitebox import ROBUST, WhiteboxEvaluation
+from arnas.evaluation.outcome import Outcome
+from arnas.evaluation.units import Shard, work
+from arnas.evaluation.whitebox import WhiteboxEvaluation
 
 
 def run(
@@ -27,6 +25,7 @@ def run(
     checkpoints: str | Path,
     device: str = "auto",
     gpus: int = 0,
+    shard: str = "1/1",
 ) -> dict[str, Any]:
     """Evaluate a model on the test images under white-box attacks.
 
@@ -37,15 +36,17 @@ def run(
         checkpoints: Folder of the work done so far; a run with the same inputs and settings goes on from there.
         device: auto, cpu, cuda, cuda:N or mps.
         gpus: GPUs that the task was promised; it is an error to see fewer.
+        shard: Which share of the samples to attack, such as 2/4; stage merge puts the shards together.
 
     Returns:
-        The artifact's `digest`, and the accuracy by attack.
+        The artifact's `digest`; of all samples also the accuracy by attack, of a share `shard`.
 
     Raises:
-        InvalidInput: An artifact is unusable, model and images do not fit, or AutoAttack is asked for on fewer than
-            four classes.
+        InvalidInput: An artifact is unusable, model and images do not fit, AutoAttack is asked for on fewer than four
+            classes, or the shard is none.
     """
     artifacts.require_writable(output, Path(checkpoints) / "checkpoint")
+    share = Shard.parse(shard)
     chosen = runtime.prepare(device, gpus)
     origin = runtime.Origin(chosen)
     test_images = image_set.load(images, chosen)
@@ -54,22 +55,14 @@ def run(
         target_classes(len(test_images.classes))
 
     packages = ("space", "data", "attacks", "evaluation")
-    key = runtime.key(
-        "whitebox", chosen, packages, settings=settings.model_dump(), model=body["digest"], images=test_images.digest
-    )
+    inputs = {"settings": settings.model_dump(), "model": body["digest"], "images": test_images.digest}
+    key = runtime.key("whitebox", chosen, packages, shard=str(share), **inputs)
     with Keeper(CheckpointStore(checkpoints), key, "whitebox") as keeper:
         state = keeper.restore() or WhiteboxEvaluation.begin(test_images, settings)
-        work("whitebox", WhiteboxEvaluation(network, test_images, settings, state).units(), state, [network], keeper)
+        units = WhiteboxEvaluation(network, test_images, settings, state).units(share)
+        work("whitebox", units, state, [network], keeper)
 
-    outcomes = dict(state["outcomes"])
-    first = state["autoattack_first"]
-    warnings = [*state["warnings"]]
-    if len(first):
-        outcomes["autoattack"] = first == ROBUST
-        warnings += ladder.square_doubts(first)
-    warnings += ladder.violations(outcomes)
-    scores = {name: score(int(right.sum()), len(right)) for name, right in outcomes.items()}
-    content = {
+    about = {
         "model": body["content"]["name"],
         "model_digest": body["digest"],
         "images": test_images.digest,
@@ -81,22 +74,18 @@ def run(
         "settings": settings.model_dump(),
         "parameters": body["content"]["parameters"],
         "macs": body["content"]["macs"],
-        "scores": scores,
-        "warnings": warnings,
     }
-    with artifacts.publish(output) as folder:
-        folder.mkdir()
-        save_file(outcomes | ({"autoattack_first": first} if len(first) else {}), folder / "outcomes.safetensors")
-        save_file(_examples(test_images, state["examples"]), folder / "examples.safetensors")
-        digest = artifacts.write(folder, "evaluation", content, origin.report())
-    for warning in warnings:
-        runtime.say("whitebox", f"warning: {warning}")
-    return {"digest": digest} | {name: entry["accuracy"] for name, entry in scores.items()}
+    samples = state["outcomes"] | {"autoattack_first": state["autoattack_first"]}
+    outcome = Outcome(about, samples, _examples(test_images, state["examples"]), state["warnings"])
+    if share.count > 1:
+        return {"digest": outcome.write_shard(output, share, origin.report()), "shard": str(share)}
+    return outcome.write(output, origin.report())
 
 
 def _examples(images: image_set.ImageSet, kept: dict[str, Tensor]) -> dict[str, Tensor]:
     pixels, labels = images.batch(images.splits["test"].cpu()[kept["places"]])
     return {
+        "places": kept["places"],
         "images": pixels.cpu(),
         "adversarial": kept["adversarial"],
         "labels": labels.cpu(),

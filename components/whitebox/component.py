@@ -13,6 +13,7 @@ def whitebox(
     overrides: dict = {},
     checkpoints: str = "/checkpoints",
     device: str = "auto",
+    shard: str = "1/1",
 ):
     """Attack a model with full sight of it: FGSM, PGD-20, PGD-100, AutoAttack.
 
@@ -23,6 +24,7 @@ def whitebox(
         overrides: Changes of the preset, such as {"whitebox.images": 500}.
         checkpoints: Folder that outlives the task; an interrupted task goes on from there.
         device: auto, cpu, cuda, cuda:N or mps.
+        shard: Share of the samples to attack, such as 2/4; the merge component puts the shares together.
 
     Returns:
         evaluation: Accuracies with intervals, outcomes per image, examples; its metadata carries the digest.
@@ -32,6 +34,8 @@ def whitebox(
     from arnas.stages import whitebox
 
     settings = config.load(preset, overrides).whitebox
-    figures = whitebox.run(network.path, images.path, evaluation.path, settings, checkpoints=checkpoints, device=device)
+    figures = whitebox.run(
+        network.path, images.path, evaluation.path, settings, checkpoints=checkpoints, device=device, shard=shard
+    )
     evaluation.metadata.update(figures)
     metrics.metadata.update({name: figure for name, figure in figures.items() if isinstance(figure, float)})

@@ -25,6 +25,7 @@ OUTPUTS = {
     "derive": ["genotype", "drawing"],
     "retrain": ["network"],
     "whitebox": ["evaluation", "metrics"],
+    "merge": ["evaluation", "metrics"],
     "blackbox": ["evaluation"],
     "transfer": ["network", "evaluation"],
     "report": ["html", "scores"],
@@ -44,7 +45,7 @@ def call(stage: str, monkeypatch: pytest.MonkeyPatch, **more: Any) -> tuple[mock
     monkeypatch.setattr(module, "run", fake)
     artifacts = {name: artifact(name) for name in [*INPUTS.get(stage, []), *OUTPUTS[stage]]}
     component = getattr(import_module(f"components.{stage}.component"), stage)
-    component.python_func(**artifacts, **({} if stage == "derive" else {"overrides": OVERRIDES}), **more)
+    component.python_func(**artifacts, **({} if stage in ("derive", "merge") else {"overrides": OVERRIDES}), **more)
     fake.assert_called_once()
     return fake.call_args, artifacts
 
@@ -90,6 +91,12 @@ def test_whitebox_logs_accuracies_alone_as_metrics(monkeypatch: pytest.MonkeyPat
     assert told.args[:3] == ("/at/network", "/at/images", "/at/evaluation")
     assert told.args[3].images == 6
     assert artifacts["evaluation"].metadata == FIGURES
+    assert artifacts["metrics"].metadata == {"clean": 0.5}
+
+
+def test_merge_passes_all_shards_and_logs_accuracies(monkeypatch: pytest.MonkeyPatch) -> None:
+    told, artifacts = call("merge", monkeypatch, shards=[artifact("a"), artifact("b")])
+    assert told == mock.call(["/at/a", "/at/b"], "/at/evaluation")
     assert artifacts["metrics"].metadata == {"clean": 0.5}
 
 

@@ -6,8 +6,8 @@ import torch
 from torch import nn
 
 from arnas.checkpoints import CheckpointStore, Keeper
-from arnas.errors import Interrupted
-from arnas.evaluation.units import Unit, work
+from arnas.errors import Interrupted, InvalidInput
+from arnas.evaluation.units import Shard, Unit, work
 
 
 def job(model, count=4, at=None, event=None):
@@ -76,3 +76,16 @@ def test_an_error_takes_the_hooks_off_the_models(tmp_path):
     with pytest.raises(KeyError), Keeper(CheckpointStore(tmp_path), "a", "test") as keeper:
         work("test", units, state, [model], keeper)
     assert not model._forward_hooks
+
+
+def test_the_shards_of_any_count_take_every_block_once():
+    for count in range(1, 9):
+        shards = [Shard.parse(f"{number}/{count}") for number in range(1, count + 1)]
+        assert [str(shard) for shard in shards] == [f"{number}/{count}" for number in range(1, count + 1)]
+        assert all(sum(shard.takes(block) for shard in shards) == 1 for block in range(20))
+
+
+@pytest.mark.parametrize("text", ["", "0/3", "4/3", "1", "1/0", "a/b", "1/3 ", "-1/3", "1.0/3"])
+def test_what_is_no_share_of_the_work_is_refused_by_name(text):
+    with pytest.raises(InvalidInput, match=f"shard {text!r} is no share of the work; write for example 2/4"):
+        Shard.parse(text)

@@ -10,7 +10,7 @@ from arnas.data.image_set import load
 from arnas.errors import InvalidInput
 from arnas.evaluation.whitebox import WhiteboxEvaluation
 from arnas.space.network import load_model
-from arnas.stages import whitebox
+from arnas.stages import merge, whitebox
 
 SETTINGS = Whitebox(seed=3, epsilon=0.12, step_size=0.03, images=50, autoattack_images=10, block_size=20, examples=3)
 
@@ -93,6 +93,58 @@ def test_killed_at_several_moments_and_resumed_it_writes_the_same_bytes(finished
     assert artifacts.read(output, "evaluation")["digest"] == finished[1]["digest"]
     for name in ("outcomes.safetensors", "examples.safetensors"):
         assert (output / name).read_bytes() == (finished[0] / "out" / name).read_bytes()
+
+
+@pytest.fixture(scope="module")
+def shards(models, images, tmp_path_factory):
+    """The three shards of the same evaluation; three blocks of at most 20 samples."""
+    folder = tmp_path_factory.mktemp("shards")
+    for number in (1, 2, 3):
+        whitebox.run(
+            models[0],
+            images,
+            folder / str(number),
+            SETTINGS,
+            checkpoints=folder / "c",
+            device="cpu",
+            shard=f"{number}/3",
+        )
+    return [folder / str(number) for number in (1, 2, 3)]
+
+
+@pytest.mark.parametrize("order", [(0, 1, 2), (2, 0, 1)])
+def test_shards_in_any_order_merge_to_the_bytes_of_one_run(order, finished, shards, tmp_path):
+    returned = merge.run([shards[index] for index in order], tmp_path / "out")
+    assert returned == finished[1]
+    for name in ("outcomes.safetensors", "examples.safetensors"):
+        assert (tmp_path / "out" / name).read_bytes() == (finished[0] / "out" / name).read_bytes()
+
+
+def test_more_shards_than_blocks_leave_some_with_nothing_to_do(finished, models, images, tmp_path):
+    names = [tmp_path / str(number) for number in range(1, 6)]
+    for number, name in enumerate(names, 1):
+        whitebox.run(
+            models[0], images, name, SETTINGS, checkpoints=tmp_path / "c", device="cpu", shard=f"{number}/{len(names)}"
+        )
+    assert merge.run(names, tmp_path / "out")["digest"] == finished[1]["digest"]
+
+
+@pytest.mark.parametrize("chosen", [[], [0, 1], [0, 1, 1], [0, 1, 2, 2]])
+def test_a_merge_of_missing_or_double_shards_is_refused(chosen, shards, tmp_path):
+    with pytest.raises(InvalidInput, match=r"The shards given are .*; give each of 1/\d to \d/\d once"):
+        merge.run([shards[index] for index in chosen], tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_shards_of_different_models_are_not_merged(models, images, shards, tmp_path):
+    whitebox.run(models[1], images, tmp_path / "b", SETTINGS, checkpoints=tmp_path, device="cpu", shard="3/3")
+    with pytest.raises(InvalidInput, match="b is of another model, image set or settings"):
+        merge.run([*shards[:2], tmp_path / "b"], tmp_path / "out")
+
+
+def test_a_shard_alone_is_no_evaluation(shards):
+    with pytest.raises(InvalidInput, match="is an evaluation_shard, but an evaluation is needed here"):
+        artifacts.read(shards[0], "evaluation")
 
 
 def test_run_again_it_reuses_all_work(finished, models, images, tmp_path, capsys, monkeypatch):

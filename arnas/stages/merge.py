@@ -1,0 +1,26 @@
+"""Stage merge: from the shards of a white-box evaluation to the evaluation."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from arnas import artifacts, runtime
+from arnas.evaluation.outcome import Outcome
+
+
+def run(shards: Sequence[str | Path], output: str | Path) -> dict[str, Any]:
+    """Put the shards of a white-box evaluation together; the result is that of one run over all samples.
+
+    Args:
+        shards: What whitebox wrote for each of 1/n to n/n, in any order.
+        output: Where the evaluation artifact goes.
+
+    Returns:
+        As whitebox: the artifact's `digest`, and the accuracy by attack.
+
+    Raises:
+        InvalidInput: A shard is unusable, missing or double, or they belong to different evaluations.
+    """
+    artifacts.require_writable(output)
+    origin = runtime.Origin()
+    return Outcome.join(shards).write(output, origin.report())
