@@ -89,11 +89,14 @@ def write(folder: Path, kind: str, content: Mapping[str, Any], origin: Mapping[s
     return str(body["digest"])
 
 
-def read(path: str | Path, kind: str) -> dict[str, Any]:
+def read(path: str | Path, *kinds: str) -> dict[str, Any]:
     """Read `artifact.json` and check every byte the artifact claims.
 
+    Args:
+        kinds: What it may be.
+
     Returns:
-        The artifact's body: `content`, `digest`, `files`, `origin`.
+        The artifact's body: `kind`, `content`, `digest`, `files`, `origin`.
 
     Raises:
         InvalidInput: There is none, it is of another kind, or it is damaged.
@@ -107,8 +110,9 @@ def read(path: str | Path, kind: str) -> dict[str, Any]:
         ) from None
     if not isinstance(body, dict) or body.get("schema") != SCHEMA:
         raise InvalidInput(f"{path}/artifact.json is not of schema {SCHEMA}; write it again with this version.")
-    if body.get("kind") != kind:
-        raise InvalidInput(f"{path} is {_article(str(body.get('kind')))}, but {_article(kind)} is needed here.")
+    if body.get("kind") not in kinds:
+        needed = " or ".join(map(_article, kinds))
+        raise InvalidInput(f"{path} is {_article(str(body.get('kind')))}, but {needed} is needed here.")
     claimed = {key: body[key] for key in ("schema", "kind", "files", "content")}
     if digest(claimed) != body.get("digest"):
         raise InvalidInput(f"{path}/artifact.json was changed after it was written; run its stage again.")

@@ -120,6 +120,11 @@ def test_shards_in_any_order_merge_to_the_bytes_of_one_run(order, finished, shar
         assert (tmp_path / "out" / name).read_bytes() == (finished[0] / "out" / name).read_bytes()
 
 
+def test_an_evaluation_of_one_shard_merges_to_itself(finished, tmp_path):
+    assert merge.run([finished[0] / "out"], tmp_path / "out") == finished[1]
+    assert artifacts.read(tmp_path / "out", "evaluation") == artifacts.read(finished[0] / "out", "evaluation")
+
+
 def test_more_shards_than_blocks_leave_some_with_nothing_to_do(finished, models, images, tmp_path):
     names = [tmp_path / str(number) for number in range(1, 6)]
     for number, name in enumerate(names, 1):
