@@ -24,13 +24,11 @@ def run(shards: Sequence[str | Path], output: str | Path) -> dict[str, Any]:
     """
     artifacts.require_writable(output)
     origin = runtime.Origin()
-    if (
-        len(shards) == 1
-        and (body := artifacts.read(shards[0], "evaluation", "evaluation_shard"))["kind"] == "evaluation"
-    ):
-        with artifacts.publish(output) as folder:
-            shutil.copytree(shards[0], folder)
-        return {"digest": body["digest"]} | {
-            name: entry["accuracy"] for name, entry in body["content"]["scores"].items()
-        }
+    if len(shards) == 1:
+        body = artifacts.read(shards[0], "evaluation", "evaluation_shard")
+        if body["kind"] == "evaluation":
+            with artifacts.publish(output) as folder:
+                shutil.copytree(shards[0], folder)
+            scores = body["content"]["scores"]
+            return {"digest": body["digest"]} | {name: entry["accuracy"] for name, entry in scores.items()}
     return Outcome.join(shards).write(output, origin.report())
