@@ -10,7 +10,7 @@ from pydantic import ValidationError
 
 import arnas
 from arnas import config
-from arnas.errors import Diverged, Interrupted, InvalidInput
+from arnas.errors import Diverged, Interrupted, InvalidInput, ProcessLost
 
 # Stages, and torch with them, are imported inside the commands, so that help comes at once.
 
@@ -132,6 +132,7 @@ def retrain(
     preset: Preset = "cifar10",
     checkpoints: Checkpoints = None,
     device: Device = "auto",
+    processes: Annotated[int, Parameter(validator=validators.Number(gte=1))] = 1,
     settings: Annotated[config.Retrain, Flat] = config.Retrain(),
 ) -> dict[str, Any]:
     """Train one network adversarially, and keep the weights that are most robust on the hold-out.
@@ -148,12 +149,21 @@ def retrain(
         Genotype file, as written by arnas derive; needed where the architecture is "searched".
     model
         Which of the preset's models to train; also the name that the result goes by.
+    processes
+        Processes that share every batch, each on a GPU of its own; on the CPU they share its cores.
     """
     from arnas.stages import retrain
 
-    chosen = _changed(config.load(preset).recipe(model), settings)
-    kept = _kept(checkpoints, output)
-    return retrain.run(images, output, chosen, name=model, genotype=genotype, checkpoints=kept, device=device)
+    return retrain.run(
+        images,
+        output,
+        _changed(config.load(preset).recipe(model), settings),
+        name=model,
+        genotype=genotype,
+        checkpoints=_kept(checkpoints, output),
+        device=device,
+        processes=processes,
+    )
 
 
 @app.command
@@ -409,7 +419,8 @@ def info(
 def main(arguments: list[str] | None = None) -> None:
     """Run one command; prints what it returns, as JSON.
 
-    Exit status: 0, 2 for input that cannot be used, 3 for a loss that is no longer finite, 128 + N for signal N.
+    Exit status: 0, 2 for input that cannot be used, 3 for a loss that is no longer finite, 4 for a process
+    that was killed amid others, 128 + N for signal N.
     """
     try:
         figures = app(arguments, print_error=False, exit_on_error=False, result_action="return_value")
@@ -419,11 +430,13 @@ def main(arguments: list[str] | None = None) -> None:
         _leave(2, str(error))
     except Diverged as error:
         _leave(3, str(error))
+    except ProcessLost as error:
+        _leave(4, str(error))
     except Interrupted as error:
         _leave(int(str(error.code)), error.message)
     except KeyboardInterrupt:
         _leave(130, "Interrupted.")
-    if figures is not None:
+    if figures:
         print(figures if isinstance(figures, str) else json.dumps(figures, indent=1))
 
 

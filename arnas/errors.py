@@ -15,3 +15,13 @@ class Interrupted(SystemExit):
     def __init__(self, stage: str, signal_number: int):
         super().__init__(128 + signal_number)
         self.message = f"{stage} was interrupted; its state is saved and the same command goes on from there."
+
+
+class ProcessLost(RuntimeError):
+    """One of the processes that train together was killed; the others were stopped, the last checkpoint is kept."""
+
+    def __init__(self, stage: str, rank: int, processes: int, signal_number: int):
+        super().__init__(
+            f"{stage}: process {rank} of {processes} (counted from 0) was killed by signal {signal_number}, often for "
+            "want of memory, and the others were stopped; the same command goes on from the last checkpoint."
+        )

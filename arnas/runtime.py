@@ -7,7 +7,8 @@ import platform
 import resource
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Any, TextIO, TypeVar
@@ -80,6 +81,34 @@ def seed(*parts: int | str) -> None:
     """
     name = "/".join(str(part) for part in parts)
     torch.manual_seed(int.from_bytes(hashlib.sha256(name.encode()).digest()[:7]))
+
+
+#: Samples of the whole batch, and this process's part of it, where several processes share a batch
+_shared: tuple[int, slice] | None = None
+
+
+@contextmanager
+def drawing(whole: int, part: slice) -> Iterator[None]:
+    """Within, `draw` draws for a batch of `whole` samples, of which this process has the `part`."""
+    global _shared
+    before, _shared = _shared, (whole, part)
+    try:
+        yield
+    finally:
+        _shared = before
+
+
+def draw(sample: Callable[[torch.Tensor], torch.Tensor], like: torch.Tensor) -> torch.Tensor:
+    """Random numbers for the samples of a batch, which are the same however many processes share it.
+
+    Args:
+        sample: From an empty tensor to random numbers in its shape, such as torch.randn_like.
+        like: A tensor [N, ...] in the shape, type and place that is wanted.
+    """
+    if _shared is None:
+        return sample(like)
+    whole, part = _shared
+    return sample(like.new_empty((whole, *like.shape[1:])))[part]
 
 
 def require_finite(figures: Mapping[str, float], stage: str, place: str) -> None:

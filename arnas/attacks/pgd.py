@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from arnas import runtime
 from arnas.attacks.frozen import frozen
 
 
@@ -61,9 +62,9 @@ class PGD:
 
     def _noise(self, images: Tensor) -> Tensor:
         if self.start == "uniform":
-            return torch.empty_like(images).uniform_(-self.epsilon, self.epsilon)
+            return runtime.draw(lambda like: torch.empty_like(like).uniform_(-self.epsilon, self.epsilon), images)
         if self.start == "normal":
-            return 0.001 * torch.randn_like(images)
+            return 0.001 * runtime.draw(torch.randn_like, images)
         return torch.zeros_like(images)
 
     @torch.no_grad()

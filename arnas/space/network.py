@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from arnas import artifacts
+from arnas import artifacts, runtime
 from arnas.errors import InvalidInput
 from arnas.space.genotype import Genotype
 from arnas.space.layout import NODES, Cell, Layout
@@ -94,7 +94,7 @@ class _DerivedCell(nn.Module):
         output: Tensor = operation(states[self.sources[index]])
         if self.training and self.drop_path and not isinstance(operation, nn.Identity):
             keep = 1 - self.drop_path
-            mask = torch.rand(len(output), 1, 1, 1, dtype=output.dtype, device=output.device) < keep
+            mask = runtime.draw(torch.rand_like, output[:, :1, :1, :1]) < keep
             output = output * mask / keep
         return output
 

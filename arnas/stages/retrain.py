@@ -1,6 +1,7 @@
 """Stage retrain: train one network on an image set, adversarially."""
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,7 @@ import torch
 from safetensors.torch import save_file
 
 from arnas import artifacts, runtime
-from arnas.checkpoints import CheckpointStore, Keeper
+from arnas.checkpoints import CheckpointStore
 from arnas.config import Retrain
 from arnas.data import image_set
 from arnas.errors import InvalidInput
@@ -16,6 +17,7 @@ from arnas.space import genotype as genotypes
 from arnas.space.layout import Layout
 from arnas.space.network import Classifier, build
 from arnas.space.size import count
+from arnas.training import distributed
 from arnas.training.loop import TrainingState, train
 
 
@@ -29,6 +31,7 @@ def run(
     checkpoints: str | Path,
     device: str = "auto",
     gpus: int = 0,
+    processes: int | None = None,
 ) -> dict[str, Any]:
     """Train a network; the epoch with the best PGD accuracy on the hold-out is kept beside the last.
 
@@ -41,9 +44,13 @@ def run(
         checkpoints: Folder of checkpoints; unfinished work goes on from there, finished work is reused.
         device: auto, cpu, cuda, cuda:N or mps.
         gpus: GPUs that the task was promised; it is an error to see fewer.
+        processes: Processes of this machine that share every batch, on GPUs each on its own (default: one for each
+            promised GPU). The result is that of one process but for rounding. Where torchrun started this process, it
+            is one of those that torchrun started.
 
     Returns:
-        digest, parameters, macs, and hold-out accuracies of the best and the last epoch.
+        digest, parameters, macs, and hold-out accuracies of the best and the last epoch; nothing where torchrun
+        started this process and it is not the first.
 
     Raises:
         InvalidInput: A setting does not fit the data, or an input or output cannot be used.
@@ -51,18 +58,39 @@ def run(
         Interrupted: The process was asked to stop; its state is saved.
     """
     artifacts.require_writable(output, Path(checkpoints) / "checkpoint")
-    origin = runtime.Origin(runtime.prepare(device, gpus))
-    data = image_set.load(images, origin.device)
+    chosen, processes = runtime.prepare(device, gpus), processes or max(gpus, 1)
+    if processes > 1 and chosen.type == "mps":
+        raise InvalidInput(f"{processes} processes cannot share the device mps; choose 1, or the device cpu.")
+    if processes > 1 and not distributed.launched():
+        again = partial(run, name=name, genotype=genotype, checkpoints=checkpoints, device=device, gpus=gpus)
+        return distributed.launch(f"retrain {name}", processes, again, images, output, settings)
+    with distributed.joined(chosen) as own:
+        return _train(images, output, settings, name, genotype, checkpoints, own)
+
+
+def _train(
+    images: str | Path,
+    output: str | Path,
+    settings: Retrain,
+    name: str,
+    genotype: str | Path | None,
+    checkpoints: str | Path,
+    device: torch.device,
+) -> dict[str, Any]:
+    origin = runtime.Origin(device)
+    data = image_set.load(images, device)
     _check(data, settings)
     description = describe(settings, data, genotype)
     packages = ("space", "data", "attacks", "training")
     key = runtime.key(
-        "retrain", origin.device, packages, settings=settings.model_dump(), network=description, images=data.digest
+        "retrain", device, packages, settings=settings.model_dump(), network=description, images=data.digest
     )
     runtime.seed(settings.seed, "retrain", "network")
     network = build(description)
-    with Keeper(CheckpointStore(checkpoints), key, f"retrain {name}") as keeper:
+    with distributed.SharedKeeper(CheckpointStore(checkpoints), key, f"retrain {name}") as keeper:
         progress = train(network, data, settings, keeper)
+    if distributed.rank():
+        return {}
     sizes = count(build(description), data.shape)
     selection = {"best": progress.best_epoch(settings), "last": progress.epochs[-1]}
     content = {
@@ -115,6 +143,11 @@ def _check(data: image_set.ImageSet, settings: Retrain) -> None:
         raise InvalidInput(
             f"batch_size {settings.batch_size} is larger than the training set; at most {available} fit."
         )
+    if settings.batch_size < distributed.size():
+        raise InvalidInput(
+            f"batch_size {settings.batch_size} is too small for {distributed.size()} processes, each of which takes "
+            "a part of every batch; choose fewer processes."
+        )
     image_set.require_fit(settings, data.shape, settings.cutout)
 
 
@@ -126,7 +159,7 @@ def _write(
         for which, state in (("best", progress.best), ("last", network.state_dict())):
             save_file({key: _plain(tensor) for key, tensor in state.items()}, folder / f"{which}.safetensors")
         (folder / "history.json").write_text(json.dumps({"epochs": progress.epochs}, allow_nan=False), encoding="utf-8")
-        return artifacts.write(folder, "model", content, origin.report())
+        return artifacts.write(folder, "model", content, origin.report() | {"processes": distributed.size()})
 
 
 def _plain(tensor: torch.Tensor) -> torch.Tensor:

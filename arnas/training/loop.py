@@ -17,7 +17,8 @@ from arnas.checkpoints import Keeper
 from arnas.config import Retrain
 from arnas.data.image_set import ImageSet, augment
 from arnas.space.network import Classifier
-from arnas.training.losses import LOSSES
+from arnas.training import distributed
+from arnas.training.losses import Objective
 
 #: Images attacked at once on the hold-out
 EVALUATION_BATCH = 250
@@ -54,6 +55,7 @@ def train(network: Classifier, images: ImageSet, recipe: Retrain, keeper: Keeper
     device = images.images.device
     runtime.place(network, device)
     averaged = copy.deepcopy(network) if recipe.weight_averaging else None
+    objective = distributed.parallel(Objective(network, recipe))
     optimizer = torch.optim.SGD(
         network.parameters(), recipe.learning_rate, recipe.momentum, weight_decay=recipe.weight_decay
     )
@@ -73,6 +75,9 @@ def train(network: Classifier, images: ImageSet, recipe: Retrain, keeper: Keeper
     # the last batch is dropped, unless it is the only one
     steps = max(len(indices) // recipe.batch_size, 1)
     done, total = progress.epoch * steps + progress.step, recipe.epochs * steps
+    distributed.require_same(
+        done, "The processes found different checkpoints; name a folder or bucket of checkpoints that all of them see."
+    )
     runtime.say_resumed(keeper.stage, done, total, "steps")
     bar = runtime.Progress(keeper.stage, total, done)
     while progress.epoch < recipe.epochs:
@@ -82,18 +87,23 @@ def train(network: Classifier, images: ImageSet, recipe: Retrain, keeper: Keeper
             runtime.seed(recipe.seed, "retrain", progress.epoch, step)
             optimizer.param_groups[0]["lr"] = learning_rate(recipe, progress.epoch + step / steps)
             batch = augment(images.images[order[step]], recipe.crop_padding, recipe.flip, recipe.cutout)
-            loss, logits = LOSSES[recipe.loss](network, batch, images.labels[order[step]], recipe)
+            labels = images.labels[order[step]]
+            with distributed.share(len(batch)) as part:
+                mean_loss, logits = objective(batch[part], labels[part])
             optimizer.zero_grad()
-            loss.backward()
+            # the processes' gradients are averaged, so a share of more samples weighs more
+            (mean_loss * (len(logits) * distributed.size() / len(batch))).backward()
             norm = nn.utils.clip_grad_norm_(network.parameters(), recipe.gradient_clip)
+            right = int((logits.argmax(-1) == labels[part]).sum())
+            loss, correct = distributed.totals(mean_loss.item() * len(logits), right)
             place = f"epoch {progress.epoch}, step {step}"
-            runtime.require_finite({"loss": loss.item(), "gradient norm": norm.item()}, keeper.stage, place)
+            runtime.require_finite({"loss": loss, "gradient norm": norm.item()}, keeper.stage, place)
             optimizer.step()
             if averaged is not None:
                 _average(averaged, network, recipe.weight_averaging)
-            _add(progress.totals, loss, logits, images.labels[order[step]])
+            _add(progress.totals, {"loss": loss, "correct": correct, "count": len(batch)})
             progress.step = step + 1
-            bar.advance({"epoch": progress.epoch, "loss": loss.item()} | _latest(progress))
+            bar.advance({"epoch": progress.epoch, "loss": loss / len(batch)} | _latest(progress))
             keeper.offer(capture)
         keeper.save(capture())  # the hold-out may take minutes
         _finish_epoch(progress, averaged or network, images, recipe)
@@ -120,11 +130,17 @@ def holdout_accuracy(network: Classifier, images: ImageSet, recipe: Retrain) -> 
     clean = robust = 0
     network.eval()
     for batch, labels in _batches(images, indices):
-        right = network(batch).argmax(-1) == labels
-        clean += int(right.sum())
-        if right.any():
-            adversarial = attack(network, batch[right], labels[right])
-            robust += int((network(adversarial).argmax(-1) == labels[right]).sum())
+        right = torch.zeros_like(labels)
+        with distributed.share(len(batch)) as part:
+            right[part] = (network(batch[part]).argmax(-1) == labels[part]).long()
+        attacked = distributed.total(right).nonzero()[:, 0]
+        clean += len(attacked)
+        if len(attacked):
+            with distributed.share(len(attacked)) as part:
+                chosen = attacked[part]
+                adversarial = attack(network, batch[chosen], labels[chosen])
+                robust += int((network(adversarial).argmax(-1) == labels[chosen]).sum())
+    (robust,) = distributed.totals(robust)
     return {"clean": clean / len(indices), "robust": robust / len(indices)}
 
 
@@ -152,10 +168,9 @@ def _average(averaged: nn.Module, network: nn.Module, decay: float) -> None:
         target.copy_(source)
 
 
-def _add(totals: dict[str, float], loss: Tensor, logits: Tensor, labels: Tensor) -> None:
-    totals["loss"] += loss.item() * len(labels)
-    totals["correct"] += int((logits.argmax(-1) == labels).sum())
-    totals["count"] += len(labels)
+def _add(totals: dict[str, float], figures: dict[str, float]) -> None:
+    for name, figure in figures.items():
+        totals[name] += figure
 
 
 def _latest(progress: TrainingState) -> dict[str, float]:

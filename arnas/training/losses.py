@@ -8,7 +8,7 @@ cross-entropy term.
 from collections.abc import Callable
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
 from arnas.attacks import PGD
@@ -74,6 +74,17 @@ LOSSES: dict[str, Callable[[Classifier, Tensor, Tensor, Retrain], Outcome]] = {
     "trades": trades,
     "mart": mart,
 }
+
+
+class Objective(nn.Module):
+    """The loss of a recipe as a module around the network, as DistributedDataParallel wants it."""
+
+    def __init__(self, network: Classifier, recipe: Retrain):
+        super().__init__()
+        self.network, self.recipe = network, recipe
+
+    def forward(self, images: Tensor, labels: Tensor) -> Outcome:
+        return LOSSES[self.recipe.loss](self.network, images, labels, self.recipe)
 
 
 def divergence(reference: Tensor, logits: Tensor) -> Tensor:

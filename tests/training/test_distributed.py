@@ -1,0 +1,185 @@
+"""Several processes end where one ends: in double precision, where rounding does not hide a mistake."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
+from torch import nn
+from training import processes
+
+from arnas import artifacts, runtime
+from arnas.checkpoints import CheckpointStore
+from arnas.config import Retrain
+from arnas.errors import InvalidInput, ProcessLost
+from arnas.space.genotype import Genotype, document
+from arnas.stages import retrain
+from arnas.training import distributed
+
+SETTINGS = Retrain(
+    seed=3, channels=2, layout="D1 R1", epochs=2, batch_size=25, attack_steps=2, selection_steps=2, crop_padding=1,
+    cutout=2, drop_path=0.3, auxiliary_weight=0.4, weight_averaging=0.5, schedule="cyclic",
+)  # fmt: skip
+LOSSES = ("natural", "pgd_at", "trades", "mart")
+STEPS = 2 * (54 // 25)
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory):
+    """90 images of noise in four classes of their own brightness."""
+    torch.manual_seed(0)
+    labels = torch.arange(90) % 4
+    pixels = (torch.rand(90, 1, 8, 8) * 120 + 40 * labels[:, None, None, None]).to(torch.uint8)
+    names = ("test", "holdout", "weights", "architecture")
+    splits = dict(zip(names, torch.randperm(90).split([10, 26, 27, 27]), strict=True))
+    content = {"settings": {}, "dataset": "noise", "classes": list("abcd"), "shape": [1, 8, 8], "counts": {}}
+    path = tmp_path_factory.mktemp("images") / "images"
+    with artifacts.publish(path) as folder:
+        folder.mkdir()
+        save_file({"images": pixels, "labels": labels, **splits}, folder / "images.safetensors")
+        artifacts.write(folder, "image_set", content, {})
+    return path
+
+
+@pytest.fixture(scope="module")
+def jobs(tmp_path_factory):
+    """A training by every loss; the genotype never looks at the cell before the last, so parameters are unused."""
+    node = [["sep_conv_3x3", 1], ["skip_connect", 1]]
+    cell = [node, [["dil_conv_3x3", 2], ["max_pool_3x3", 1]], node, [["avg_pool_3x3", 3], ["sep_conv_5x5", 2]]]
+    genotype = tmp_path_factory.mktemp("genotype") / "genotype.json"
+    cells = Genotype.from_json({kind: cell for kind in ("accurate", "reduce", "robust")}, "test")
+    genotype.write_text(json.dumps(document(cells, "test", None, {})))
+    settings = SETTINGS.model_copy(update={"architecture": "searched"})
+    return [
+        {"name": loss, "settings": settings.model_copy(update={"loss": loss}), "genotype": genotype} for loss in LOSSES
+    ]
+
+
+@pytest.fixture(scope="module")
+def alone(images, jobs, tmp_path_factory):
+    """The folder of the models that one process trains, and what it returned."""
+    folder = tmp_path_factory.mktemp("alone")
+    return folder, distributed.launch("alone", 1, processes.train, images, folder, jobs)
+
+
+def require_equal(one, other):
+    """The models in two folders are the same but for rounding: all weights and buffers, and every epoch's record."""
+    for which in ("best", "last"):
+        first, second = (load_file(folder / f"{which}.safetensors") for folder in (one, other))
+        for name, tensor in first.items():
+            tolerance = 1e-10 * tensor.double().abs().max().item()
+            torch.testing.assert_close(second[name], tensor, rtol=0, atol=tolerance, msg=f"{which} {name}")
+    first, second = (json.loads((folder / "history.json").read_text())["epochs"] for folder in (one, other))
+    assert [pytest.approx(record, rel=1e-10) for record in first] == second
+
+
+@pytest.mark.parametrize("count", [2, 3])
+def test_several_processes_end_with_the_weights_of_one(images, jobs, alone, tmp_path, count):
+    returned = distributed.launch("several", count, processes.train, images, tmp_path, jobs)
+    for job, one, several in zip(jobs, alone[1], returned, strict=True):
+        assert {key: value for key, value in several.items() if key != "digest"} == pytest.approx(
+            {key: value for key, value in one.items() if key != "digest"}
+        )
+        require_equal(alone[0] / job["name"], tmp_path / job["name"])
+
+
+@pytest.mark.parametrize(("before", "after"), [(1, 2), (2, 1)])
+def test_killed_and_resumed_by_another_number_of_processes_it_ends_the_same(
+    images, jobs, alone, tmp_path, before, after
+):
+    job = jobs[1] | {"interval": 0.0}
+    with pytest.raises(ProcessLost, match=f"process {before - 1} of {before} .* killed by signal 9"):
+        event = {"event": (before - 1, STEPS // 2 + 1, signal.SIGKILL)}
+        distributed.launch("retrain net", before, processes.train, images, tmp_path, [job | event])
+    assert not (tmp_path / job["name"]).exists()
+    state = CheckpointStore(tmp_path / "c").load(next((tmp_path / "c").iterdir()).stem)
+    assert 0 < state["progress"]["epoch"] + state["progress"]["step"] < STEPS
+    distributed.launch("retrain net", after, processes.train, images, tmp_path, [job])
+    require_equal(alone[0] / job["name"], tmp_path / job["name"])
+
+
+def test_what_happens_in_one_process_ends_all_at_the_same_step(images, jobs, alone, tmp_path):
+    nan, stop = jobs[0] | {"event": (1, 1, "nan"), "name": "nan"}, jobs[0] | {"event": (1, 2, signal.SIGTERM)}
+    returned = distributed.launch("events", 2, processes.train, images, tmp_path, [nan, stop, jobs[0]])
+    assert returned[:2] == ["Diverged", "Interrupted"]
+    assert not (tmp_path / "nan").exists()
+    require_equal(alone[0] / "natural", tmp_path / "natural")
+
+
+def test_an_error_of_the_stage_comes_out_of_the_processes_as_one_sentence(images, tmp_path, capfd):
+    settings = SETTINGS.model_copy(update={"cutout": 8})
+    places = {"checkpoints": tmp_path / "c", "device": "cpu"}
+    with pytest.raises(InvalidInput, match=r"^cutout 8 covers images of 8 pixels; choose less than 8\.$"):
+        retrain.run(images, tmp_path / "out", settings, name="net", processes=2, **places)
+    assert capfd.readouterr() == ("", "")
+    assert not [file for file in tmp_path.rglob("*") if file.is_file()]
+
+
+def test_more_processes_than_a_batch_has_images_are_refused(images, tmp_path, monkeypatch):
+    monkeypatch.setattr(distributed, "size", lambda: 26)
+    with pytest.raises(InvalidInput, match="batch_size 25 is too small for 26 processes"):
+        retrain.run(images, tmp_path / "out", SETTINGS, name="net", checkpoints=tmp_path / "c", device="cpu")
+
+
+def test_interrupted_from_the_terminal_it_saves_once_and_the_same_command_goes_on(images, tmp_path):
+    options = SETTINGS.model_dump(include={"channels", "layout", "batch_size", "attack_steps", "cutout"})
+    words = [f"--{name.replace('_', '-')}={value}" for name, value in options.items()]
+    command = [sys.executable, "-m", "arnas.cli", "retrain", images, tmp_path / "out", "--device=cpu", "--processes=2"]
+    command += [*words, "--architecture=arnas-cifar10", "--model=searched", "--epochs=40"]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    with subprocess.Popen(
+        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+    ) as process:
+        for line in process.stderr:
+            if "loss=" in line:
+                break
+        os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to the launcher and to the processes
+        output, errors = process.communicate()
+    assert (process.returncode, output) == (130, ""), errors
+    assert errors.splitlines()[-1] == (
+        "retrain searched was interrupted; its state is saved and the same command goes on from there."
+    )
+    (checkpoint,) = (tmp_path / ".checkpoints").iterdir()
+    done = CheckpointStore(checkpoint.parent).load(checkpoint.stem)["progress"]
+    assert done["epoch"] * 2 + done["step"] > 0
+    assert not (tmp_path / "out").exists()
+
+
+@given(count=st.integers(0, 40), several=st.integers(1, 7), seed=st.integers(0, 9))
+def test_shares_and_what_is_drawn_for_them_are_those_of_the_whole_batch(count, several, seed):
+    parts, drawn = [], []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(distributed, "size", lambda: several)
+        for process in range(several):
+            patch.setattr(distributed, "rank", lambda: process)  # noqa: B023
+            runtime.seed(seed)
+            with distributed.share(count) as part:
+                parts.append(range(count)[part])
+                drawn.append(runtime.draw(torch.rand_like, torch.empty(len(parts[-1]), 2)))
+    assert [index for part in parts for index in part] == list(range(count))
+    assert max(map(len, parts)) - min(map(len, parts)) <= 1
+    runtime.seed(seed)
+    assert torch.equal(torch.cat(drawn), torch.rand(count, 2))
+
+
+def test_batch_norm_over_processes_is_torchs_where_there_is_one():
+    """Outputs, gradients, running statistics, and their use in evaluation."""
+    torch.manual_seed(0)
+    results = []
+    start = torch.randn(6, 3, 4, 5, dtype=torch.float64) + 10
+    weight, bias, seen = torch.rand(3).double(), torch.rand(3).double(), torch.randn_like(start)
+    for kind in (nn.BatchNorm2d, distributed.BatchNorm):
+        norm, images = kind(3).double(), start.clone().requires_grad_()
+        norm.load_state_dict(norm.state_dict() | {"weight": weight, "bias": bias})
+        for _ in range(2):
+            output = norm(images)
+        (output * seen).sum().backward()
+        results.append([output, images.grad, norm.weight.grad, norm.bias.grad, norm.eval()(images), *norm.buffers()])
+    for one, other in zip(*results, strict=True):
+        torch.testing.assert_close(other, one, rtol=1e-11, atol=1e-11)
