@@ -4,8 +4,6 @@ import functools
 
 from kfp import dsl
 
-import arnas
-
-IMAGE = f"arnas:{arnas.__version__}"  # immutable: the tag is the version, since KFP's cache keys on it
+from arnas._image import IMAGE
 
 component = functools.partial(dsl.component, base_image=IMAGE, install_kfp_package=False)

@@ -2,15 +2,9 @@
 
 import argparse
 import sys
-from importlib import import_module
-from pathlib import Path
 
 from arnas.config import assignments, presets
 from arnas.errors import InvalidInput
-
-ROOT = Path(__file__).resolve().parents[1]
-STAGES = ("prepare", "search", "derive", "retrain", "whitebox", "merge", "blackbox", "transfer", "report")
-PIPELINES = ("arnas", "transfer")
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -18,7 +12,9 @@ def main(arguments: list[str] | None = None) -> int:
     told = _parser().parse_args(arguments)
     try:
         if told.command == "compile":
-            compile_all()
+            from pipelines import generate
+
+            generate.compile_all(told.output, image=told.image, placement=told.placement)
             return 0
         from pipelines import local
 
@@ -35,18 +31,6 @@ def main(arguments: list[str] | None = None) -> int:
         return 2
     except KeyboardInterrupt:
         return 130
-
-
-def compile_all(root: Path = ROOT) -> list[Path]:
-    """Write the YAML of every component and pipeline below `root`; returns the files."""
-    from kfp import compiler
-
-    sources = {f"components/{name}/component.yaml": (f"components.{name}.component", name) for name in STAGES}
-    sources |= {f"pipelines/{name}.yaml": (f"pipelines.{name}", name) for name in PIPELINES}
-    for path, (module, name) in sources.items():
-        (root / path).parent.mkdir(parents=True, exist_ok=True)
-        compiler.Compiler().compile(getattr(import_module(module), name), str(root / path))
-    return [root / path for path in sources]
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -75,7 +59,17 @@ def _parser() -> argparse.ArgumentParser:
     )
     run.add_argument("--device", default="auto", help="auto (default), cpu, cuda, cuda:N or mps")
     run.add_argument("--models", nargs="+", metavar="NAME", help="which of the preset's models to train (default: all)")
-    commands.add_parser("compile", help="write components/*/component.yaml and pipelines/*.yaml anew")
+    build = commands.add_parser(
+        "compile",
+        help="write components/*/component.yaml, their READMEs and pipelines/*.yaml",
+        description="Write the components, their READMEs and the pipelines. Without options these are the committed "
+        "files; a site with a registry or a placement of its own writes them to a folder of its own.",
+        epilog="Example: python -m pipelines compile --image registry.example.org/arnas:0.1.0 --placement my.yaml "
+        "--output out/compiled",
+    )
+    build.add_argument("--image", help="the image that the tasks run in, with a version tag or a digest")
+    build.add_argument("--placement", metavar="FILE", help="what differs from pipelines/placement.yaml, as YAML")
+    build.add_argument("--output", metavar="DIR", help="folder to write to (default: this repository)")
     return parser
 
 

@@ -1,17 +1,13 @@
 """The whole method as one pipeline: prepare, search, derive, retrain, attack, transfer, report."""
 
-from typing import NamedTuple
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 from kfp import dsl
 
-from components.blackbox.component import blackbox
-from components.derive.component import derive
-from components.prepare.component import prepare
-from components.report.component import report
-from components.retrain.component import retrain
-from components.search.component import search
-from components.whitebox.component import whitebox
-from pipelines.transfer import transfer
+from pipelines.placement import Placement, pipeline
+from pipelines.steps import Steps
+from pipelines.transfer import nested
 
 
 class Outputs(NamedTuple):
@@ -21,55 +17,60 @@ class Outputs(NamedTuple):
     networks: list[dsl.Model]
 
 
-@dsl.pipeline(name="arnas")
-def arnas(
-    preset: str = "cifar10",
-    data: str = "",
-    models: list[str] = ["searched"],
-    overrides: dict = {},
-    checkpoints: str = "/checkpoints",
-    device: str = "auto",
-) -> Outputs:
-    """Search an architecture that is accurate and robust, train it, attack it, and report.
+def build(site: Placement) -> Any:
+    """The pipeline, placed as a site wants it."""
+    transfer = nested(site)
 
-    Args:
-        preset: Name of a preset of settings, or path of a YAML file.
-        data: Where the data set lies; none where it comes with the library, or where the settings say it.
-        models: Which of the settings' models to train and to attack, one after the other.
-        overrides: Changes of the preset, such as {"search.epochs": 3}.
-        checkpoints: Folder that outlives the tasks; an interrupted task goes on from there.
-        device: auto, cpu, cuda, cuda:N or mps.
+    @pipeline("arnas", site)
+    def arnas(
+        preset: str = "cifar10",
+        data: str = "",
+        models: list[str] = ["searched"],
+        shards: list[str] = ["1/1"],
+        overrides: dict = {},
+        checkpoints: str = "s3://mlpipeline/arnas/checkpoints",
+        device: str = "auto",
+        run: Mapping[str, Any] = {},
+    ) -> Outputs:
+        """Search an architecture that is accurate and robust, train it, attack it, and report.
 
-    Returns:
-        report: Self-contained report.
-        scores: Scores as JSON.
-        genotype: The searched genotype as JSON.
-        networks: The trained models, in the order of `models`.
-    """
-    told = {"preset": preset, "overrides": overrides}
-    placed = {"checkpoints": checkpoints, "device": device}
+        Args:
+            preset: Name of a preset of settings (smoke, digits, cifar10-cpu, cifar10), or path of a YAML file.
+            data: Where the data set lies: a folder or file that the pods see, or s3://BUCKET/PREFIX; none where it
+                comes with the library, or where the settings say it.
+            models: Which of the settings' models to train and to attack.
+            shards: Shares of the samples to attack with full sight of a model, a task each, such as ["1/2", "2/2"].
+            overrides: Changes of the preset, such as {"search.epochs": 3}; every setting can be changed so.
+            checkpoints: Where unfinished work is kept: s3://BUCKET/PREFIX, or a folder that outlives the tasks.
+            device: auto, cpu, cuda, cuda:N or mps.
 
-    prepared = prepare(data=data, **told)
-    prepared.set_caching_options(False)  # a cache would not see that the files changed
-    images = prepared.outputs["images"]
-    supernet = search(images=images, **told, **placed).outputs["supernet"]
-    genotype = derive(supernet=supernet).outputs["genotype"]
+        Returns:
+            report: Self-contained report.
+            scores: Scores as JSON.
+            genotype: The searched genotype as JSON.
+            networks: The trained models, in the order of `models`.
+        """
+        told = {"preset": preset, "overrides": overrides}
+        steps = Steps(site, run, told, checkpoints, device)
 
-    with dsl.ParallelFor(models, parallelism=1) as model:
-        network = retrain(images=images, genotype=genotype, model=model, **told, **placed).outputs["network"]
-        evaluation = whitebox(network=network, images=images, **told, **placed).outputs["evaluation"]
+        images = steps.prepare(data)
+        supernet, genotype = steps.search(images)
+        with dsl.ParallelFor(models, parallelism=site.parallelism) as model:
+            network = steps.retrain(images, genotype, model)
+            evaluation = steps.whitebox(network, images, shards)
+        transferred = transfer(
+            genotype=genotype, data="", checkpoints=checkpoints, device=device, **told, **run
+        ).outputs
+        reported = steps.report(
+            images=images,
+            supernet=supernet,
+            genotype=genotype,
+            networks=dsl.Collected(network),
+            evaluations=dsl.Collected(evaluation),
+            blackbox=steps.blackbox(dsl.Collected(network), images),
+            transfer_network=transferred["network"],
+            transfer_evaluation=transferred["evaluation"],
+        )
+        return Outputs(reported["html"], reported["scores"], genotype, dsl.Collected(network))
 
-    unseen = blackbox(networks=dsl.Collected(network), images=images, **told, **placed).outputs["evaluation"]
-    transferred = transfer(genotype=genotype, **told, **placed)
-    reported = report(
-        images=images,
-        supernet=supernet,
-        genotype=genotype,
-        networks=dsl.Collected(network),
-        evaluations=dsl.Collected(evaluation),
-        blackbox=unseen,
-        transfer_network=transferred.outputs["network"],
-        transfer_evaluation=transferred.outputs["evaluation"],
-        **told,
-    )
-    return Outputs(reported.outputs["html"], reported.outputs["scores"], genotype, dsl.Collected(network))
+    return arnas

@@ -73,6 +73,8 @@ def run(
         "overrides": overrides,
         "checkpoints": str(output / "checkpoints"),
         "device": device,
+        "gpus": "0",  # none is promised here; device says what to use
+        "endpoint": "",
     }
     with _lock(output) as lock:
         _clean(output)
@@ -206,7 +208,8 @@ class _View:
     def __init__(self, models: list[str]):
         self.failed = ""
         # KFP calls tasks by their component; these have several tasks, in this order
-        self._which = {"prepare": iter(["", "transfer"]), "retrain": iter(models), "whitebox": iter(models)}
+        each = ("retrain", "whitebox", "merge")
+        self._which = {"prepare": iter(["", "transfer"]), **{name: iter(models) for name in each}}
         self._task = "the pipeline"
         self._begun = time.monotonic()
         self._last: deque[str] = deque(maxlen=20)

@@ -1,11 +1,12 @@
 """Transfer: the searched architecture, retrained and attacked on another data set."""
 
-from typing import NamedTuple
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 from kfp import dsl
 
-from components.prepare.component import prepare
-from components.transfer.component import transfer as transfer_component
+from pipelines.placement import Placement, pipeline
+from pipelines.steps import Steps
 
 
 class Outputs(NamedTuple):
@@ -13,37 +14,78 @@ class Outputs(NamedTuple):
     evaluation: dsl.Artifact
 
 
-@dsl.pipeline(name="transfer")
-def transfer(
-    genotype: dsl.Input[dsl.Artifact],
-    preset: str = "cifar10",
-    data: str = "",
-    overrides: dict = {},
-    checkpoints: str = "/checkpoints",
-    device: str = "auto",
-) -> Outputs:
-    """Prepare the data set of the settings' section transfer; train and attack the genotype on it.
+def nested(site: Placement) -> Any:
+    """The pipeline as a part of another one, which hands the genotype over."""
 
-    Args:
-        genotype: Genotype, as written by the derive component.
-        preset: Name of a preset of settings, or path of a YAML file.
-        data: Where the other data set lies; none where it comes with the library, or where the settings say it.
-        overrides: Changes of the preset, such as {"transfer.train_limit": 1000}.
-        checkpoints: Folder that outlives the tasks; an interrupted task goes on from there.
-        device: auto, cpu, cuda, cuda:N or mps.
+    @pipeline("transfer", site)
+    def transfer(
+        genotype: dsl.Input[dsl.Artifact],
+        preset: str,
+        data: str,
+        overrides: dict,
+        checkpoints: str,
+        device: str,
+        run: Mapping[str, Any],
+    ) -> Outputs:
+        """Prepare the data set of the settings' section transfer; train and attack a genotype on it.
 
-    Returns:
-        network: Trained model.
-        evaluation: Its white-box evaluation.
-    """
-    prepared = prepare(preset=preset, overrides=overrides, data=data, section="transfer")
-    prepared.set_caching_options(False)  # a cache would not see that the files changed
-    transferred = transfer_component(
-        genotype=genotype,
-        images=prepared.outputs["images"],
-        preset=preset,
-        overrides=overrides,
-        checkpoints=checkpoints,
-        device=device,
-    )
-    return Outputs(transferred.outputs["network"], transferred.outputs["evaluation"])
+        Args:
+            genotype: Genotype, as written by the derive component.
+            preset: Name of a preset of settings, or path of a YAML file.
+            data: Where the other data set lies; none where it comes with the library, or where the settings say it.
+            overrides: Changes of the preset.
+            checkpoints: Where unfinished work is kept.
+            device: auto, cpu, cuda, cuda:N or mps.
+
+        Returns:
+            network: Trained model.
+            evaluation: Its white-box evaluation.
+        """
+        steps = Steps(site, run, {"preset": preset, "overrides": overrides}, checkpoints, device)
+        return Outputs(*steps.transfer(genotype, steps.prepare(data, "transfer")))
+
+    return transfer
+
+
+def build(site: Placement) -> Any:
+    """The pipeline by itself. A run has parameters and no artifacts, so the genotype is imported from where it lies."""
+    part = nested(site)
+
+    @pipeline("transfer", site)
+    def transfer(
+        genotype: str,
+        preset: str = "cifar10",
+        data: str = "",
+        overrides: dict = {},
+        checkpoints: str = "s3://mlpipeline/arnas/checkpoints",
+        device: str = "auto",
+        run: Mapping[str, Any] = {},
+    ) -> Outputs:
+        """Prepare the data set of the settings' section transfer; train and attack a genotype on it.
+
+        Args:
+            genotype: URI of a genotype, such as a run of the pipeline arnas shows it for its artifact genotype.
+            preset: Name of a preset of settings (smoke, digits, cifar10-cpu, cifar10), or path of a YAML file.
+            data: Where the other data set lies: a folder or file that the pods see, or s3://BUCKET/PREFIX; none where
+                it comes with the library, or where the settings say it.
+            overrides: Changes of the preset, such as {"transfer.train_limit": 1000}.
+            checkpoints: Where unfinished work is kept: s3://BUCKET/PREFIX, or a folder that outlives the tasks.
+            device: auto, cpu, cuda, cuda:N or mps.
+
+        Returns:
+            network: Trained model.
+            evaluation: Its white-box evaluation.
+        """
+        imported = dsl.importer(artifact_uri=genotype, artifact_class=dsl.Artifact)
+        transferred = part(
+            genotype=imported.output,
+            preset=preset,
+            data=data,
+            overrides=overrides,
+            checkpoints=checkpoints,
+            device=device,
+            **run,
+        )
+        return Outputs(transferred.outputs["network"], transferred.outputs["evaluation"])
+
+    return transfer

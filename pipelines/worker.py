@@ -17,7 +17,8 @@ from typing import Any
 from kfp import local
 
 from arnas import artifacts
-from pipelines.arnas import arnas
+from pipelines.arnas import build
+from pipelines.placement import load
 
 
 def main() -> None:
@@ -31,7 +32,8 @@ def main() -> None:
     os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     sys.executable = "python3"
     local.init(local.SubprocessRunner(use_venv=False), pipeline_root=str(output / "runs"))
-    _publish(output, told["arguments"]["models"], arnas(**told["arguments"]).outputs)
+    one_by_one = load().model_copy(update={"parallelism": 1})  # the machine is shared by all tasks
+    _publish(output, told["arguments"]["models"], build(one_by_one)(**told["arguments"]).outputs)
 
 
 def _publish(output: Path, models: list[str], found: dict[str, Any]) -> None:

@@ -11,9 +11,10 @@ def derive(supernet: dsl.Input[dsl.Model], genotype: dsl.Output[dsl.Artifact], d
         supernet: Searched supernet, as written by the search component.
 
     Returns:
-        genotype: Genotype as JSON; its metadata carries the digest.
+        genotype: Genotype as JSON. Its metadata carries its digest, those of supernet and image set, and the seed.
         drawing: The three cells, drawn.
     """
+    from arnas import task
     from arnas.stages import derive
 
-    genotype.metadata.update(derive.run(supernet.path, genotype.path, drawing=drawing.path))
+    task.record(genotype, derive.run(supernet.path, genotype.path, drawing=drawing.path))

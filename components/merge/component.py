@@ -5,7 +5,9 @@ from components import component
 
 @component
 def merge(
-    shards: dsl.Input[list[dsl.Artifact]], evaluation: dsl.Output[dsl.Artifact], metrics: dsl.Output[dsl.Metrics]
+    shards: dsl.Input[list[dsl.Artifact]],
+    evaluation: dsl.Output[dsl.Artifact],
+    metrics: dsl.Output[dsl.Metrics],
 ):
     """Put the shards of a white-box evaluation together; the result is that of one task over all samples.
 
@@ -13,11 +15,11 @@ def merge(
         shards: What the whitebox component wrote for each of 1/n to n/n, in any order.
 
     Returns:
-        evaluation: Accuracies with intervals, outcomes per image, examples; its metadata carries the digest.
+        evaluation: Accuracies with intervals, outcomes per image, examples. Its metadata carries the digests, seed,
+            versions and accuracies.
         metrics: The accuracies alone, in [0, 1].
     """
+    from arnas import task
     from arnas.stages import merge
 
-    figures = merge.run([shard.path for shard in shards], evaluation.path)
-    evaluation.metadata.update(figures)
-    metrics.metadata.update({name: figure for name, figure in figures.items() if isinstance(figure, float)})
+    task.record(evaluation, merge.run([shard.path for shard in shards], evaluation.path), metrics)

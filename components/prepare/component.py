@@ -10,20 +10,28 @@ def prepare(
     overrides: dict = {},
     data: str = "",
     section: str = "prepare",
+    endpoint: str = "",
 ):
     """Read a data set and split it for search, training, model selection and test.
 
     Args:
-        preset: Name of a preset of settings, or path of a YAML file.
-        overrides: Changes of the preset, such as {"prepare.train_limit": 1000}.
-        data: Where the data set lies; none for data sets that come with the library, or where the settings say it.
-        section: Section of the settings to follow: prepare, or transfer for the second data set.
+        preset: Name of a preset of settings (smoke, digits, cifar10-cpu, cifar10), or path of a YAML file. Default:
+            cifar10.
+        overrides: Changes of the preset, such as {"prepare.train_limit": 1000}; every setting can be changed so.
+            Default: none.
+        data: Where the data set lies: a folder or file that the pod sees, or s3://BUCKET/PREFIX. Default: none, for
+            data sets that come with the library (digits, glyphs), or where the settings say it.
+        section: Section of the settings to follow: prepare, or transfer for the second data set. Default: prepare.
+        endpoint: Address of the store where data is s3://..., such as http://minio.example:9000. Default: what the
+            environment says (AWS_ENDPOINT_URL).
 
     Returns:
-        images: Image set; its metadata carries the digest.
+        images: Image set: images, labels and splits. Its metadata carries digest, data set, seed and sizes of the
+            splits.
     """
-    from arnas import config
+    from arnas import config, task
     from arnas.stages import prepare
 
+    task.use_store(endpoint)
     settings = config.load(preset, overrides | ({f"{section}.path": data} if data else {}))
-    images.metadata.update(prepare.run(images.path, getattr(settings, section)))
+    task.record(images, prepare.run(images.path, getattr(settings, section)))

@@ -27,29 +27,29 @@ def report(
         networks: Models, as written by the retrain component.
         evaluations: Their white-box evaluations, in the same order.
         blackbox: Black-box evaluation of all of them.
-        transfer_network: Model trained on the other data set; without it the report has no transfer section.
-        transfer_evaluation: Its white-box evaluation.
-        preset: Name of the preset of settings that was followed, or path of a YAML file.
-        overrides: Changes of the preset that were made.
+        transfer_network: Model trained on the other data set; without it the report has no
+            transfer section. Default: none.
+        transfer_evaluation: Its white-box evaluation. Default: none.
+        preset: Name of the preset of settings that was followed, or path of a YAML file. Default: cifar10.
+        overrides: Changes of the preset that were made. Default: none.
 
     Returns:
         html: Self-contained report.
-        scores: Scores as JSON.
+        scores: Scores as JSON. Its metadata carries the best model's accuracies, and the versions.
     """
-    from arnas import config
+    from arnas import config, task
     from arnas.stages import report
 
-    scores.metadata.update(
-        report.run(
-            html.path,
-            scores.path,
-            images=images.path,
-            supernet=supernet.path,
-            genotype=genotype.path,
-            models=[network.path for network in networks],
-            evaluations=[evaluation.path for evaluation in evaluations],
-            blackbox=blackbox.path,
-            transfer=(transfer_network.path, transfer_evaluation.path) if transfer_network else None,
-            settings=config.load(preset, overrides),
-        )
+    figures = report.run(
+        html.path,
+        scores.path,
+        images=images.path,
+        supernet=supernet.path,
+        genotype=genotype.path,
+        models=[network.path for network in networks],
+        evaluations=[evaluation.path for evaluation in evaluations],
+        blackbox=blackbox.path,
+        transfer=(transfer_network.path, transfer_evaluation.path) if transfer_network else None,
+        settings=config.load(preset, overrides),
     )
+    task.record(scores, figures)

@@ -7,39 +7,51 @@ from components import component
 def retrain(
     images: dsl.Input[dsl.Dataset],
     network: dsl.Output[dsl.Model],
+    metrics: dsl.Output[dsl.Metrics],
     genotype: dsl.Input[dsl.Artifact] = None,
     model: str = "searched",
     preset: str = "cifar10",
     overrides: dict = {},
     checkpoints: str = "/checkpoints",
+    endpoint: str = "",
     device: str = "auto",
+    gpus: str = "0",
 ):
     """Train one network adversarially; the weights kept are those most robust on the hold-out.
 
     Args:
         images: Image set, as written by the prepare component.
-        genotype: Genotype, as written by the derive component; only models of architecture "searched" need it.
-        model: Which of the settings' models to train.
-        preset: Name of a preset of settings, or path of a YAML file.
-        overrides: Changes of the preset, such as {"retrain.epochs": 3}.
-        checkpoints: Folder that outlives the task; an interrupted task goes on from there.
-        device: auto, cpu, cuda, cuda:N or mps.
+        genotype: Genotype, as written by the derive component. Default: none; only models of architecture "searched"
+            need it.
+        model: Which of the settings' models to train: a name in their section models. Default: searched.
+        preset: Name of a preset of settings (smoke, digits, cifar10-cpu, cifar10), or path of a YAML file. Default:
+            cifar10.
+        overrides: Changes of the preset, such as {"retrain.epochs": 3}; every setting can be changed so. Default: none.
+        checkpoints: Where unfinished work is kept: a folder that outlives the task, or s3://BUCKET/PREFIX. A task that
+            was interrupted goes on from there. Default: /checkpoints.
+        endpoint: Address of the store where checkpoints are s3://..., such as http://minio.example:9000. Default: what
+            the environment says (AWS_ENDPOINT_URL).
+        device: What to compute on: auto (a GPU where there is one), cpu, cuda, cuda:N or mps. Default: auto.
+        gpus: How many GPUs the pod was given, as text, from 0; the task fails at once if it sees fewer. Default: 0.
 
     Returns:
-        network: Trained model with its history; its metadata carries the digest.
+        network: Trained model with its history. Its metadata carries the digests, seed, versions and accuracies.
+        metrics: Hold-out accuracies in [0, 1] of the best and the last epoch; parameters and multiply-adds.
     """
-    from arnas import config
+    from arnas import config, task
     from arnas.stages import retrain
 
+    task.use_store(endpoint)
     settings = config.load(preset, overrides).recipe(model)
-    network.metadata.update(
-        retrain.run(
-            images.path,
-            network.path,
-            settings,
-            name=model,
-            genotype=genotype.path if genotype else None,
-            checkpoints=checkpoints,
-            device=device,
-        )
+    source = genotype.path if genotype else None
+    figures = retrain.run(
+        images.path,
+        network.path,
+        settings,
+        name=model,
+        genotype=source,
+        checkpoints=checkpoints,
+        device=device,
+        gpus=task.gpus(gpus),
     )
+    task.record(network, figures, metrics)

@@ -9,38 +9,50 @@ def transfer(
     images: dsl.Input[dsl.Dataset],
     network: dsl.Output[dsl.Model],
     evaluation: dsl.Output[dsl.Artifact],
+    metrics: dsl.Output[dsl.Metrics],
     preset: str = "cifar10",
     overrides: dict = {},
     checkpoints: str = "/checkpoints",
+    endpoint: str = "",
     device: str = "auto",
+    gpus: str = "0",
 ):
     """Train and attack a searched architecture on another data set than the one that it was searched on.
 
     Args:
         genotype: Genotype, as written by the derive component.
         images: Image set of the other data set, as written by the prepare component.
-        preset: Name of a preset of settings, or path of a YAML file; its sections retrain and whitebox are followed.
-        overrides: Changes of the preset, such as {"retrain.epochs": 3}.
-        checkpoints: Folder that outlives the task; an interrupted task goes on from there.
-        device: auto, cpu, cuda, cuda:N or mps.
+        preset: Name of a preset of settings (smoke, digits, cifar10-cpu, cifar10), or path of a YAML file. Its sections
+            retrain and whitebox are followed. Default: cifar10.
+        overrides: Changes of the preset, such as {"retrain.epochs": 3}; every setting can be changed so. Default: none.
+        checkpoints: Where unfinished work is kept: a folder that outlives the task, or s3://BUCKET/PREFIX. A task that
+            was interrupted goes on from there. Default: /checkpoints.
+        endpoint: Address of the store where checkpoints are s3://..., such as http://minio.example:9000. Default: what
+            the environment says (AWS_ENDPOINT_URL).
+        device: What to compute on: auto (a GPU where there is one), cpu, cuda, cuda:N or mps. Default: auto.
+        gpus: How many GPUs the pod was given, as text, from 0; the task fails at once if it sees fewer. Default: 0.
 
     Returns:
-        network: Trained model with its history.
-        evaluation: Accuracies with intervals, outcomes per image, examples; its metadata carries the digest.
+        network: Trained model with its history. Its metadata carries the digests, seed and versions.
+        evaluation: Accuracies with intervals, outcomes per image, examples. Its metadata carries the digests, seed,
+            versions and accuracies.
+        metrics: The accuracies alone, in [0, 1].
     """
-    from arnas import config
+    from arnas import config, task
     from arnas.stages import transfer
 
+    task.use_store(endpoint)
     settings = config.load(preset, overrides)
-    evaluation.metadata.update(
-        transfer.run(
-            genotype.path,
-            images.path,
-            network.path,
-            evaluation.path,
-            settings.transferred(),
-            settings.whitebox,
-            checkpoints=checkpoints,
-            device=device,
-        )
+    figures = transfer.run(
+        genotype.path,
+        images.path,
+        network.path,
+        evaluation.path,
+        settings.transferred(),
+        settings.whitebox,
+        checkpoints=checkpoints,
+        device=device,
+        gpus=task.gpus(gpus),
     )
+    task.record(network, {})
+    task.record(evaluation, figures, metrics)

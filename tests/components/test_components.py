@@ -7,7 +7,7 @@ from unittest import mock
 
 import pytest
 
-from pipelines.__main__ import STAGES
+from pipelines.generate import STAGES
 
 FIGURES = {"digest": "d", "clean": 0.5, "images": 7}
 INPUTS = {

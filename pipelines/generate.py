@@ -1,0 +1,216 @@
+"""Everything that is generated: the YAML of components and pipelines, and the components' READMEs."""
+
+import json
+import re
+from collections.abc import Iterator, Mapping
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import yaml
+from kfp import compiler
+from kfp.components import load_component_from_file
+
+import arnas
+from arnas._image import IMAGE, require_immutable
+from arnas.errors import InvalidInput
+from pipelines.placement import load
+
+ROOT = Path(__file__).resolve().parents[1]
+STAGES = ("prepare", "search", "derive", "retrain", "whitebox", "merge", "blackbox", "transfer", "report")
+PIPELINES = ("arnas", "transfer")
+
+
+def compile_all(
+    root: str | Path | None = None, *, image: str | None = None, placement: str | Path | None = None
+) -> list[Path]:
+    """Write components, their READMEs and pipelines.
+
+    Args:
+        root: Folder to write to (default: this repository).
+        image: What the tasks run in (default: the name that `make image` gives).
+        placement: File with what differs from the committed placement.
+
+    Returns:
+        The files.
+
+    Raises:
+        InvalidInput: The image is mutable, the placement is wrong, or the repository's own files would be changed by
+            options.
+    """
+    image = require_immutable(image or IMAGE)
+    site = load(placement)
+    root = Path(root) if root else ROOT
+    if root.resolve() == ROOT and (image != IMAGE or placement):
+        raise InvalidInput("The committed files fit every site; with --image or --placement give --output a folder.")
+    written = []
+    for stage in STAGES:
+        file = root / "components" / stage / "component.yaml"
+        written += [_compile(getattr(import_module(f"components.{stage}.component"), stage), file, image)]
+        written += [file.with_name("README.md")]
+        written[-1].write_text(readme(file), encoding="utf-8")
+    for name in PIPELINES:
+        pipeline = import_module(f"pipelines.{name}").build(site)
+        written += [_compile(pipeline, root / "pipelines" / f"{name}.yaml", image)]
+    return written
+
+
+def _compile(component: Any, file: Path, image: str) -> Path:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    compiler.Compiler().compile(component, str(file))
+    if image != IMAGE:
+        text = file.read_text(encoding="utf-8")
+        file.write_text(text.replace(f"image: {IMAGE}\n", f"image: {image}\n"), encoding="utf-8")
+    return file
+
+
+# --------------------------------------------------------------------------------------------- a component's README
+
+PREPARED = """\
+prepared = prepare(preset="digits")
+"""
+SEARCHED = f"""\
+{PREPARED}searched = search(images=prepared.outputs["images"], preset="digits", **STORE)
+derived = derive(supernet=searched.outputs["supernet"])
+"""
+TRAINED = f"""\
+{PREPARED}trained = retrain(images=prepared.outputs["images"], model="resnet18", preset="digits", **STORE)
+"""
+EXAMPLES = {
+    "prepare": PREPARED,
+    "search": "\n".join(SEARCHED.splitlines()[:2]),
+    "derive": SEARCHED,
+    "retrain": TRAINED,
+    "whitebox": f"""\
+{TRAINED}given = {{"network": trained.outputs["network"], "images": prepared.outputs["images"]}}
+attacked = whitebox(**given, preset="digits", **STORE)
+""",
+    "merge": f"""\
+{TRAINED}given = {{"network": trained.outputs["network"], "images": prepared.outputs["images"]}}
+with dsl.ParallelFor(["1/2", "2/2"]) as shard:
+    attacked = whitebox(**given, shard=shard, preset="digits", **STORE)
+merged = merge(shards=dsl.Collected(attacked.outputs["evaluation"]))
+""",
+    "blackbox": f"""\
+{PREPARED}with dsl.ParallelFor(["resnet18", "searched"]) as model:
+    trained = retrain(
+        images=prepared.outputs["images"],
+        model=model,
+        preset="digits",
+        overrides={{"models.searched.architecture": "arnas-cifar10"}},
+        **STORE,
+    )
+networks = dsl.Collected(trained.outputs["network"])
+attacked = blackbox(networks=networks, images=prepared.outputs["images"], preset="digits", **STORE)
+""",
+    "transfer": f"""\
+{SEARCHED}others = prepare(preset="digits", section="transfer")
+given = {{"genotype": derived.outputs["genotype"], "images": others.outputs["images"]}}
+transferred = transfer(**given, preset="digits", **STORE)
+""",
+    "report": f"""\
+{SEARCHED}given = {{"images": prepared.outputs["images"], "preset": "digits"}}
+with dsl.ParallelFor(["searched", "resnet18"]) as model:
+    trained = retrain(genotype=derived.outputs["genotype"], model=model, **given, **STORE)
+    attacked = whitebox(network=trained.outputs["network"], **given, **STORE)
+crossed = blackbox(networks=dsl.Collected(trained.outputs["network"]), **given, **STORE)
+reported = report(
+    supernet=searched.outputs["supernet"],
+    genotype=derived.outputs["genotype"],
+    networks=dsl.Collected(trained.outputs["network"]),
+    evaluations=dsl.Collected(attacked.outputs["evaluation"]),
+    blackbox=crossed.outputs["evaluation"],
+    **given,
+)
+""",
+}
+
+EXAMPLE = """\
+from kfp import components, dsl, kubernetes
+
+AT = "https://git.example.org/arnas/raw/v{version}/components"  # where these files are kept
+STORE = {{"checkpoints": "s3://mlpipeline/arnas/checkpoints", "endpoint": "http://minio-service.kubeflow:9000"}}
+KEYS = {{"accesskey": "AWS_ACCESS_KEY_ID", "secretkey": "AWS_SECRET_ACCESS_KEY"}}
+{loads}
+
+
+@dsl.pipeline(name="with-{stage}")
+def pipeline():
+{body}
+    for task in ({tasks}):
+        kubernetes.set_security_context(task, run_as_user=1000, run_as_group=1000, run_as_non_root=True)
+        kubernetes.use_secret_as_env(task, "mlpipeline-minio-artifact", KEYS, optional=True)
+"""
+
+README = """\
+# {stage}
+
+{description}
+
+{inputs}
+{outputs}
+## In a pipeline of yours
+
+```python
+{example}```
+
+The loop at the end is for pods: the user for namespaces of pod security `restricted`, the secret (here that of a stock
+KFP) for the store, where work that was interrupted goes on from. {gpu}[docs/reuse.md](../../docs/reuse.md) says more.
+
+Generated from [component.py](component.py) by `make generate`.
+"""
+
+GPU = """\
+For a GPU give `gpus="1"` in the call, and
+`task.set_accelerator_type("nvidia.com/gpu").set_accelerator_limit(1)`. """
+
+
+def readme(file: Path) -> str:
+    """A component's README, out of its compiled YAML."""
+    spec = yaml.safe_load(file.read_text(encoding="utf-8"))
+    stage = spec["pipelineInfo"]["name"]
+    inputs = spec["root"].get("inputDefinitions", {})
+    return README.format(
+        stage=stage,
+        description=load_component_from_file(str(file)).description.splitlines()[0],
+        inputs=_table("Inputs", ["input", "type", "default", "what it is"], _rows(inputs, defaults=True)),
+        outputs=_table("Outputs", ["output", "type", "what it is"], _rows(spec["root"]["outputDefinitions"])),
+        example=example(stage),
+        gpu=GPU if "gpus" in inputs.get("parameters", {}) else "",
+    )
+
+
+def example(stage: str) -> str:
+    """A pipeline that uses a stage's component, as Python."""
+    body = EXAMPLES[stage].strip()
+    called = re.findall(r"^ *(\w+) = (\w+)\(", body, flags=re.MULTILINE)
+    tasks = {task: component for task, component in called if component in STAGES}
+    load = '{0} = components.load_component_from_url(f"{{AT}}/{0}/component.yaml")'
+    return EXAMPLE.format(
+        version=arnas.__version__,
+        stage=stage,
+        loads="\n".join(load.format(name) for name in STAGES if name in tasks.values()),
+        body="\n".join(f"    {line}" for line in body.splitlines()),
+        tasks=", ".join(tasks) + ("," if len(tasks) == 1 else ""),
+    )
+
+
+def _rows(definitions: Mapping[str, Any], defaults: bool = False) -> Iterator[list[str]]:
+    kinds = {"STRING": "text", "STRUCT": "dictionary", "LIST": "list"}
+    for name, entry in definitions.get("artifacts", {}).items():
+        kind = entry["artifactType"]["schemaTitle"].removeprefix("system.")
+        kind = f"list of {kind}" if entry.get("isArtifactList") else kind
+        default = ["none" if entry.get("isOptional") else "needed"] if defaults else []
+        yield [name, kind, *default, _line(entry["description"])]
+    for name, entry in definitions.get("parameters", {}).items():
+        default = [f"`{json.dumps(entry['defaultValue'])}`"]  # all of them have one
+        yield [name, kinds[entry["parameterType"]], *default, _line(entry["description"])]
+
+
+def _line(text: str) -> str:
+    return " ".join(text.split()).replace("|", r"\|")
+
+
+def _table(title: str, head: list[str], rows: Iterator[list[str]]) -> str:
+    lines = ["| " + " | ".join(row) + " |" for row in (head, *rows)]
+    return "\n".join([f"## {title}\n", lines[0], "|---" * len(head) + "|", *lines[1:]]) + "\n"

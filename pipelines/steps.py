@@ -1,0 +1,78 @@
+"""The steps that pipelines are made of: each adds its placed tasks to the pipeline that is being built."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from kfp import dsl
+
+from components.blackbox.component import blackbox
+from components.derive.component import derive
+from components.merge.component import merge
+from components.prepare.component import prepare
+from components.report.component import report
+from components.retrain.component import retrain
+from components.search.component import search
+from components.transfer.component import transfer
+from components.whitebox.component import whitebox
+from pipelines.placement import Placement, place
+
+
+class Steps:
+    """The method's steps in one pipeline.
+
+    Args:
+        site: Placement that is fixed at compile time.
+        run: The pipeline's parameters of placement, by the names of `pipelines.placement.RUN`.
+        told: Its parameters preset and overrides, which every step takes.
+        checkpoints, device: Its parameters of that name.
+    """
+
+    def __init__(
+        self, site: Placement, run: Mapping[str, Any], told: Mapping[str, Any], checkpoints: Any, device: Any
+    ) -> None:
+        self.site = site
+        self.run = run
+        self.told = told
+        self.computing = {"checkpoints": checkpoints, "device": device, "gpus": run["gpus"], **self.store, **told}
+
+    @property
+    def store(self) -> dict[str, Any]:
+        return {"endpoint": self.run["endpoint"]}
+
+    def place(self, task: dsl.PipelineTask) -> dsl.PipelineTask:
+        return place(task, self.site, self.run)
+
+    def prepare(self, data: Any, section: str = "prepare") -> Any:
+        """The image set of a section of the settings."""
+        task = self.place(prepare(data=data, section=section, **self.store, **self.told))
+        task.set_caching_options(False)  # a cache would not see that the files changed
+        return task.outputs["images"]
+
+    def search(self, images: Any) -> tuple[Any, Any]:
+        """The searched supernet, and the genotype that follows from it."""
+        supernet = self.place(search(images=images, **self.computing)).outputs["supernet"]
+        return supernet, self.place(derive(supernet=supernet)).outputs["genotype"]
+
+    def retrain(self, images: Any, genotype: Any, model: Any) -> Any:
+        """A trained network."""
+        task = self.place(retrain(images=images, genotype=genotype, model=model, **self.computing))
+        return task.outputs["network"]
+
+    def whitebox(self, network: Any, images: Any, shards: Any) -> Any:
+        """The white-box evaluation of a network, its samples shared out over tasks."""
+        with dsl.ParallelFor(shards, parallelism=self.site.parallelism) as shard:
+            task = self.place(whitebox(network=network, images=images, shard=shard, **self.computing))
+        return self.place(merge(shards=dsl.Collected(task.outputs["evaluation"]))).outputs["evaluation"]
+
+    def blackbox(self, networks: Any, images: Any) -> Any:
+        """The black-box evaluation of networks on one another."""
+        return self.place(blackbox(networks=networks, images=images, **self.computing)).outputs["evaluation"]
+
+    def transfer(self, genotype: Any, images: Any) -> tuple[Any, Any]:
+        """A network of the genotype, trained on another image set, and its evaluation."""
+        outputs = self.place(transfer(genotype=genotype, images=images, **self.computing)).outputs
+        return outputs["network"], outputs["evaluation"]
+
+    def report(self, **found: Any) -> Any:
+        """The page and the scores, of artifacts by the names of the component's inputs."""
+        return self.place(report(**found, **self.told)).outputs
