@@ -33,7 +33,7 @@ def test_a_service_account_may_do_nothing_yet(cluster):
 
 def test_a_failure_within_leaves_no_program_running(tmp_path, cluster):
     def running():
-        lines = subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True, check=True).stdout.splitlines()
+        lines = subprocess.run(["ps", "-Awwo", "args"], capture_output=True, text=True, check=True).stdout.splitlines()
         return [line for line in lines if str(tmp_path) in line]
 
     with pytest.raises(RuntimeError, match="of the test"), control_plane.started(tmp_path):
