@@ -16,7 +16,7 @@ demo: .venv/runtime ## Run the whole pipeline on scikit-learn's digits; leaves o
 	$(BIN)/python -m pipelines run --preset digits --output out/demo
 
 test: .venv/dev ## Run the tests
-	$(BIN)/python -m pytest -n 2
+	$(BIN)/python -m pytest -n 2 --ignore tests/manifests
 
 test-manifests: .venv/dev control-plane ## Test the manifests and the compiled pods against a real Kubernetes control plane
 	$(BIN)/python -m pytest tests/manifests

@@ -1,0 +1,84 @@
+"""A real API server takes the manifests, and admits their pods, and those of KFP, where `restricted` is enforced."""
+
+import copy
+import json
+
+import pytest
+from manifests.rendered import COMPONENTS, MANIFESTS, OVERLAYS, objects, pod_specs, text
+
+from manifests import kfp_pods
+
+PIPELINES = sorted(file for file in (MANIFESTS.parent / "pipelines").glob("*.yaml") if file.name != "placement.yaml")
+
+
+@pytest.fixture(scope="module")
+def admit(installed):
+    """Asks whether a pod may be in the namespace arnas, which enforces `restricted`."""
+    installed.kubectl("create", "serviceaccount", "worker", "--namespace=arnas")
+
+    def admit(spec, labels=None):
+        metadata = {"name": "asked", "namespace": "arnas", "labels": labels or {}}
+        pod = {"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": spec | {"serviceAccountName": "worker"}}
+        return installed.kubectl("apply", "--server-side", "--dry-run=server", "-f-", stdin=json.dumps(pod))
+
+    return admit
+
+
+@pytest.mark.parametrize("folder", OVERLAYS + COMPONENTS)
+def test_a_control_plane_takes_every_object(installed, define, folder):
+    define(folder)
+    answer = installed.kubectl("apply", "--server-side", "--dry-run=server", "-f-", stdin=text(folder))
+    assert len(answer.splitlines()) == len(objects(folder))
+
+
+def test_a_control_plane_refuses_what_is_no_manifest(installed):
+    broken = text("overlays/laptop").replace("podSelector", "podselector")
+    with pytest.raises(RuntimeError, match="podselector: field not declared in schema"):
+        installed.kubectl("apply", "--server-side", "--dry-run=server", "-f-", stdin=broken)
+
+
+@pytest.mark.parametrize("folder", [*OVERLAYS, "components/trainer"])
+def test_every_pod_of_the_manifests_is_admitted(admit, folder):
+    specs = pod_specs(objects(folder))
+    assert specs
+    for spec, labels in specs:
+        assert "dry run" in admit(_with_claims(spec), labels)
+
+
+@pytest.mark.parametrize("file", PIPELINES, ids=lambda file: file.stem)
+def test_every_pod_that_kfp_makes_of_our_pipelines_is_admitted(admit, file):
+    found = kfp_pods.pods(file, "arnas-runner")
+    assert len(found) >= 2
+    for pod in found.values():
+        assert "dry run" in admit(pod["spec"], pod["metadata"]["labels"])
+
+
+BREAKS = {
+    "runAsNonRoot != true": lambda spec: _main(spec)["securityContext"].pop("runAsNonRoot"),
+    "runAsUser=0": lambda spec: _main(spec)["securityContext"].update(runAsUser=0),
+    "allowPrivilegeEscalation != false": lambda spec: _main(spec)["securityContext"].pop("allowPrivilegeEscalation"),
+    "unrestricted capabilities": lambda spec: _main(spec)["securityContext"].pop("capabilities"),
+    "hostPath": lambda spec: spec["volumes"].append({"name": "node", "hostPath": {"path": "/"}}),
+    "host namespaces": lambda spec: spec.update(hostNetwork=True),
+}
+
+
+@pytest.mark.parametrize("reason", BREAKS)
+def test_a_pod_that_breaks_the_standard_is_refused(admit, reason):
+    spec = copy.deepcopy(next(iter(kfp_pods.pods(PIPELINES[0], "arnas-runner").values()))["spec"])
+    assert admit(spec)
+    BREAKS[reason](spec)
+    with pytest.raises(RuntimeError, match=f'violates PodSecurity "restricted:latest".*{reason}'):
+        admit(spec)
+
+
+def _main(spec):
+    return next(container for container in spec["containers"] if container["name"] == "main")
+
+
+def _with_claims(spec):
+    """What a StatefulSet adds to its pods' volumes."""
+    known = {volume["name"] for volume in spec.get("volumes", [])}
+    mounted = {mount["name"] for container in spec["containers"] for mount in container.get("volumeMounts", [])}
+    claims = [{"name": name, "persistentVolumeClaim": {"claimName": f"{name}-minio-0"}} for name in mounted - known]
+    return spec | {"volumes": [*spec.get("volumes", []), *claims]}

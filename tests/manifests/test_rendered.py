@@ -1,0 +1,91 @@
+"""What the manifests say, before any cluster is asked."""
+
+import re
+
+import kubernetes_validate
+import pytest
+import yaml
+from manifests.rendered import COMPONENTS, MANIFESTS, OVERLAYS, label, objects, pod_specs, text
+
+from components import IMAGE
+
+CUSTOM = {"kueue.x-k8s.io", "trainer.kubeflow.org"}  # groups that Kubernetes itself does not have
+
+
+@pytest.fixture(scope="module", params=OVERLAYS + COMPONENTS)
+def rendered(request):
+    return objects(request.param)
+
+
+def test_every_folder_that_can_be_applied_is_tested():
+    applied = {str(file.parent.relative_to(MANIFESTS)) for file in MANIFESTS.rglob("kustomization.yaml")}
+    parts = {"base", "base/store", "base/runs", "image"}
+    assert applied == {*OVERLAYS, *COMPONENTS, *parts}
+
+
+@pytest.mark.parametrize("version", ["1.32", kubernetes_validate.latest_version()])
+def test_each_object_is_what_kubernetes_takes(rendered, version):
+    for thing in rendered:
+        if thing["apiVersion"].split("/")[0] not in CUSTOM:
+            kubernetes_validate.validate(thing, version, strict=True)
+
+
+def test_the_schemas_refuse_what_kubernetes_would():
+    minio = next(thing for thing in objects("overlays/laptop") if label(thing) == "StatefulSet/minio")
+    minio["spec"]["template"]["spec"]["containers"][0]["image_pull_policy"] = "Always"
+    with pytest.raises(kubernetes_validate.ValidationError, match="image_pull_policy"):
+        kubernetes_validate.validate(minio, "1.32", strict=True)
+
+
+def test_every_file_opens_with_how_to_apply_check_and_clean():
+    files = [file for file in MANIFESTS.rglob("*.yaml") if file.name != "kustomization.yaml"]
+    assert len(files) > 10
+    for file in files:
+        words = [line.partition(":")[0] for line in file.read_text().splitlines()[:3]]
+        assert words == ["# apply", "# check", "# clean"], file
+        folders = re.findall(r"-k (manifests/[\w/-]+)", file.read_text())
+        assert folders, file
+        assert all((MANIFESTS.parent / folder / "kustomization.yaml").is_file() for folder in folders), file
+
+
+def test_images_are_ours_and_others_of_a_fixed_version(rendered):
+    images = {container["image"] for spec, _ in pod_specs(rendered) for container in spec["containers"]}
+    assert images <= {IMAGE, "minio/minio:RELEASE.2025-09-07T16-13-09Z"}
+
+
+def test_no_secret_stands_in_a_manifest(rendered):
+    assert not [label(thing) for thing in rendered if thing["kind"] == "Secret"]
+    environment = [
+        each for spec, _ in pod_specs(rendered) for container in spec["containers"] for each in container.get("env", [])
+    ]
+    for each in environment:
+        secret = re.search("KEY|SECRET|PASSWORD|TOKEN|USER", each["name"])
+        assert bool(secret) == ("secretKeyRef" in each.get("valueFrom", {})), each["name"]
+
+
+def test_nothing_that_looks_like_a_key_stands_in_any_file():
+    def keys(text):
+        return [word for word in re.findall(r"\b[A-Za-z0-9+/]{16,}=*", text) if re.search(r"\d.*\d.*\d", word)]
+
+    assert keys("value: c0ffee0123456789") and keys("accesskey: TWluSU8xMjM0NTY3ODk=")
+    assert [(file, found) for file in MANIFESTS.rglob("*.yaml") if (found := keys(file.read_text()))] == []
+
+
+def test_an_overlay_moves_the_runs_to_another_namespace(tmp_path):
+    """Rights go to the account where it is, the keys are made there, and the store stays where it was."""
+    manifests = tmp_path / "manifests"
+    for file in MANIFESTS.rglob("*.yaml"):
+        copy = manifests / file.relative_to(MANIFESTS)
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        copy.write_text(file.read_text())
+    runs = {"namespace": "team-a", "resources": ["../../base/runs", "../../components/trainer"]}
+    own = {"resources": ["../../base/store", "../runs"], "components": ["../../base"]}
+    for name, content in {"runs": runs, "own": own}.items():
+        (manifests / "overlays" / name).mkdir()
+        (manifests / "overlays" / name / "kustomization.yaml").write_text(yaml.safe_dump(content))
+    found = list(yaml.safe_load_all(text(manifests / "overlays/own")))
+    assert {thing["metadata"].get("namespace") for thing in found} == {None, "arnas", "team-a"}
+    accounts = {(each["name"], each["namespace"]) for thing in found for each in thing.get("subjects", [])}
+    assert accounts == {("arnas-runner", "team-a"), ("arnas-secret", "arnas")}
+    job = next(thing for thing in found if label(thing) == "Job/arnas-secret")
+    assert job["spec"]["template"]["spec"]["containers"][0]["args"] == ["arnas", "team-a"]
