@@ -1,56 +1,90 @@
 """Checkpoints: the state of unfinished work, under the digest of what determines its result.
 
 A state is a nest of dicts, lists, numbers, strings and tensors; it is stored as one safetensors file whose header
-carries the nest as JSON, so nothing is ever unpickled.
+carries the nest as JSON, so nothing is ever unpickled. Files live in a folder, or as objects in a bucket.
+
+What is removed: the earlier states of a key when a later one is whole; and when a stage opens a store, states that were
+written more than `KEPT_DAYS` ago, and in a folder what killed writers left half written.
 """
 
 import json
 import os
+import re
+import shutil
 import signal
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from types import FrameType, TracebackType
-from typing import Any, Self
+from typing import Any, Protocol, Self
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
+from safetensors.torch import save_file
 
-from arnas.errors import Interrupted, InvalidInput
+from arnas import artifacts, objects
+from arnas.errors import Interrupted, InvalidInput, Unreachable
+
+#: A state that was written longer ago is removed
+KEPT_DAYS = 30
+
+DAY = 24 * 3600
+
+#: A digest, as the names of checkpoints are made of: whatever else lies at the place is left alone
+KEY = "[0-9a-f]{64}"
+
+#: Seconds that an outage of the bucket is waited for when the process was asked to stop; Kubernetes kills after 30
+LAST_PATIENCE = 10.0
 
 
 class CheckpointStore:
-    """Checkpoints in a directory; a reader sees a whole checkpoint or none, whenever the writer is killed."""
+    """Checkpoints at a place; a reader sees a whole checkpoint or none, whenever the writer is killed.
 
-    def __init__(self, root: str | Path):
-        self.root = Path(root)
+    A bucket that is away is waited for, as arnas.objects says.
+
+    Args:
+        place: A folder, or s3://BUCKET/PREFIX.
+
+    Raises:
+        InvalidInput: The place or the environment cannot be used; nothing is tried yet.
+        Unreachable: By all methods, where a bucket stays away.
+    """
+
+    def __init__(self, place: str | Path):
+        #: The process was asked to stop: an outage is waited for shortly only
+        self.hurried = False
+        self._shelf: _Shelf = (
+            _BucketShelf(objects.Bucket(place, self._patience))
+            if objects.is_place(place)
+            else _FolderShelf(Path(place))
+        )
+
+    @classmethod
+    def open(cls, place: str | Path) -> Self:
+        """The store at a place that was tried, so that work does not start whose state could not be saved.
+
+        Raises:
+            InvalidInput: The folder or bucket is missing, or cannot be written.
+        """
+        store = cls(place)
+        store._shelf.open()
+        return store
 
     def save(self, key: str, state: dict[str, Any]) -> None:
         """Replace what is stored under `key`.
 
         Raises:
-            InvalidInput: The directory cannot be written, or its disk is full.
+            InvalidInput: The place cannot be written, or its disk is full.
         """
         tensors: dict[str, torch.Tensor] = {}
         nest = _pack(state, "", tensors)
-        data = save(tensors, metadata={"state": json.dumps(nest)})
-        scratch = None
-        try:
-            self.root.mkdir(parents=True, exist_ok=True)
-            with tempfile.NamedTemporaryFile(dir=self.root, prefix=".", suffix=".part", delete=False) as file:
-                scratch = file.name
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(scratch, self._path(key))
-        except OSError as error:
-            if scratch is not None:
-                Path(scratch).unlink(missing_ok=True)
-            raise InvalidInput(
-                f"Checkpoint folder {self.root} cannot be written: {error.strerror}; name one with space and rights."
-            ) from error
+        with self._shelf.writing(key) as file:
+            try:
+                save_file(tensors, file, metadata={"state": json.dumps(nest)})
+            except SafetensorError as error:  # a full disk
+                raise OSError(str(error)) from error
 
     def load(self, key: str, device: torch.device | str = "cpu") -> dict[str, Any] | None:
         """The state last saved under `key`, its tensors on `device`; None if there is none.
@@ -58,19 +92,115 @@ class CheckpointStore:
         Raises:
             InvalidInput: The stored checkpoint is damaged.
         """
-        path = self._path(key)
-        if not path.exists():
-            return None
-        try:
-            with safe_open(path, "pt", device=str(device)) as file:
-                nest = json.loads(file.metadata()["state"])
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no dict)
-        except (SafetensorError, OSError, ValueError, KeyError) as error:
-            raise InvalidInput(f"Checkpoint {path} is damaged ({error}); delete it to begin again.") from None
+        with self._shelf.reading(key) as file:
+            if file is None:
+                return None
+            try:
+                with safe_open(file, "pt", device=str(device)) as content:
+                    nest = json.loads(content.metadata()["state"])
+                    tensors = {name: content.get_tensor(name) for name in content.keys()}  # noqa: SIM118 (no dict)
+            except (SafetensorError, OSError, ValueError, KeyError) as error:
+                raise InvalidInput(f"Checkpoint {file} is damaged ({error}); delete it to begin again.") from None
         return _unpack(nest, tensors)  # type: ignore[no-any-return]
 
-    def _path(self, key: str) -> Path:
-        return self.root / f"{key}.safetensors"
+    def _patience(self) -> float:
+        return min(objects.patience(), LAST_PATIENCE) if self.hurried else objects.patience()
+
+
+class _Shelf(Protocol):
+    """Where the file of a key is kept."""
+
+    def open(self) -> None:
+        """Refuse a place that cannot be used; remove what is old."""
+
+    def writing(self, key: str) -> AbstractContextManager[Path]:
+        """A file to write; what the block leaves there becomes the key's file at once, or never."""
+
+    def reading(self, key: str) -> AbstractContextManager[Path | None]:
+        """The key's file, if there is one."""
+
+
+class _FolderShelf:
+    """A file a key, KEY.safetensors; it is written beside its place first."""
+
+    def __init__(self, root: Path):
+        self.root = root
+
+    def open(self) -> None:
+        artifacts.require_writable(self.root / "checkpoint")
+        for entry in self.root.iterdir():
+            age = time.time() - entry.stat().st_mtime
+            if re.fullmatch(f"{KEY}.safetensors", entry.name) and age > KEPT_DAYS * DAY:
+                entry.unlink(missing_ok=True)
+            if re.fullmatch(f".{KEY}.safetensors.*", entry.name) and age > DAY:
+                shutil.rmtree(entry, ignore_errors=True)
+
+    @contextmanager
+    def writing(self, key: str) -> Iterator[Path]:
+        with artifacts.publish(self.root / f"{key}.safetensors") as file:
+            yield file
+            with file.open("rb") as written:
+                os.fsync(written.fileno())
+
+    @contextmanager
+    def reading(self, key: str) -> Iterator[Path | None]:
+        file = self.root / f"{key}.safetensors"
+        yield file if file.exists() else None
+
+
+class _BucketShelf:
+    """Objects KEY/NUMBER-SHA256, never changed once written; the last name is the state of the key.
+
+    A writer puts its object after the last one that is listed, and removes only what stood before. So the last object
+    is whole and stays, whoever else writes or is killed; there is no pointer that could name what is gone. Writers of
+    one key agree: all of them, and every reader, take the last.
+    """
+
+    def __init__(self, bucket: objects.Bucket):
+        self.bucket = bucket
+
+    def open(self) -> None:
+        self.bucket.probe()
+        for name, entry in self.bucket.list().items():
+            if re.fullmatch(f"{KEY}/[0-9]+-{KEY}", name) and time.time() - entry.modified.timestamp() > KEPT_DAYS * DAY:
+                self.bucket.remove(name)
+
+    @contextmanager
+    def writing(self, key: str) -> Iterator[Path]:
+        with _scratch() as file:
+            yield file
+            digest = artifacts.file_digest(file)
+            earlier = list(self.bucket.list(f"{key}/"))
+            number = int(earlier[-1].split("/")[1].split("-")[0]) + 1 if earlier else 0
+            self.bucket.put(f"{key}/{number:09}-{digest}", file)
+        for name in earlier:
+            self.bucket.remove(name)
+
+    @contextmanager
+    def reading(self, key: str) -> Iterator[Path | None]:
+        with _scratch() as file:
+            seen = None
+            while names := list(self.bucket.list(f"{key}/")):
+                digest = names[-1].rpartition("-")[2]
+                if self.bucket.get(names[-1], file, digest):
+                    break
+                if names[-1] == seen:
+                    raise InvalidInput(f"{self.bucket.place}/{seen} is listed, but cannot be read; remove it.")
+                seen = names[-1]  # a writer has put a later one and removed this: look again
+            yield file if names else None
+
+
+@contextmanager
+def _scratch() -> Iterator[Path]:
+    """A temporary file's path, for what is on its way to or from a bucket."""
+    try:
+        with tempfile.TemporaryDirectory(prefix="arnas-") as folder:
+            yield Path(folder) / "checkpoint"
+    except OSError as error:
+        raise InvalidInput(
+            f"The temporary folder {tempfile.gettempdir()} cannot be written: {error.strerror or error}; "
+            "name one with space and rights in TMPDIR."
+        ) from error
 
 
 class Keeper:
@@ -101,6 +231,7 @@ class Keeper:
     ) -> None:
         for number, handler in self._handlers.items():
             signal.signal(number, handler)
+        self.store.hurried = False
         if self._signal and kind is None:  # it came after the last step
             raise Interrupted(self.stage, self._signal)
 
@@ -109,8 +240,18 @@ class Keeper:
         return self.store.load(self.key, device)
 
     def save(self, state: dict[str, Any]) -> None:
-        """Save the state now."""
-        self.store.save(self.key, state)
+        """Save the state now.
+
+        Raises:
+            Unreachable: The bucket stayed away; the work since the last checkpoint is lost.
+            Interrupted: It did so after SIGINT or SIGTERM.
+        """
+        try:
+            self.store.save(self.key, state)
+        except Unreachable:
+            if self._signal:
+                raise Interrupted(self.stage, self._signal, saved=False) from None
+            raise
         self._saved = time.monotonic()
 
     def offer(self, capture: Callable[[], dict[str, Any]]) -> None:
@@ -128,12 +269,14 @@ class Keeper:
         if self._signal:  # asked twice: the user does not want to wait for the step
             raise Interrupted(self.stage, number)
         self._signal = number
+        self.store.hurried = True
 
 
 def _pack(value: Any, path: str, tensors: dict[str, torch.Tensor]) -> Any:
     """Move the tensors of a nest into `tensors`, leaving {"tensor": name} in their place."""
     if isinstance(value, torch.Tensor):
-        tensors[path] = value.detach().cpu().contiguous().clone()
+        # one copy, dense and in memory of its own, as safetensors wants it
+        tensors[path] = value.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
         return {"tensor": path}
     if isinstance(value, dict):
         # keys may be integers (optimizer states), which JSON objects do not have

@@ -10,7 +10,7 @@ from pydantic import ValidationError
 
 import arnas
 from arnas import config
-from arnas.errors import Diverged, Interrupted, InvalidInput, ProcessLost
+from arnas.errors import Diverged, Interrupted, InvalidInput, ProcessLost, Unreachable
 
 # Stages, and torch with them, are imported inside the commands, so that help comes at once.
 
@@ -42,7 +42,10 @@ Preset = Annotated[
     str, Parameter(help=f"Settings to begin with: {', '.join(config.presets())}, or a YAML file of your own.")
 ]
 Checkpoints = Annotated[
-    Path | None, Parameter(help="Folder of finished and unfinished work (default: .checkpoints beside the output).")
+    str | None,
+    Parameter(
+        help="Folder or s3://BUCKET/PREFIX of finished and unfinished work (default: .checkpoints beside the output)."
+    ),
 ]
 Device = Annotated[str, Parameter(help="auto, cpu, cuda, cuda:N or mps.")]
 Positive = Annotated[int | None, Parameter(validator=validators.Number(gte=1))]
@@ -419,8 +422,8 @@ def info(
 def main(arguments: list[str] | None = None) -> None:
     """Run one command; prints what it returns, as JSON.
 
-    Exit status: 0, 2 for input that cannot be used, 3 for a loss that is no longer finite, 4 for a process
-    that was killed amid others, 128 + N for signal N.
+    Exit status: 0, 2 for input that cannot be used, 3 for a loss that is no longer finite, 4 for a store that stayed
+    away, 5 for a process that was killed amid others, 128 + N for signal N.
     """
     try:
         figures = app(arguments, print_error=False, exit_on_error=False, result_action="return_value")
@@ -430,8 +433,10 @@ def main(arguments: list[str] | None = None) -> None:
         _leave(2, str(error))
     except Diverged as error:
         _leave(3, str(error))
-    except ProcessLost as error:
+    except Unreachable as error:
         _leave(4, str(error))
+    except ProcessLost as error:
+        _leave(5, str(error))
     except Interrupted as error:
         _leave(int(str(error.code)), error.message)
     except KeyboardInterrupt:
@@ -446,7 +451,7 @@ def _changed(base: Section, given: Section) -> Section:
     return config.validate(type(base), base.model_dump() | explicit, "options")
 
 
-def _kept(checkpoints: Path | None, output: Path) -> Path:
+def _kept(checkpoints: str | None, output: Path) -> str | Path:
     return checkpoints or output.parent / ".checkpoints"
 
 

@@ -9,12 +9,27 @@ class Diverged(RuntimeError):
     """A loss is no longer finite; the last good checkpoint is kept."""
 
 
-class Interrupted(SystemExit):
-    """The stage was asked to stop (SIGINT, SIGTERM), saved its state and leaves with a non-zero exit status."""
+class Unreachable(RuntimeError):
+    """The object store stayed away for longer than the longest outage; what was saved before is kept."""
 
-    def __init__(self, stage: str, signal_number: int):
+
+class Interrupted(SystemExit):
+    """The stage was asked to stop (SIGINT, SIGTERM), saved its state and leaves with a non-zero exit status.
+
+    Args:
+        stage: Name for the message.
+        signal_number: What asked.
+        saved: Whether its state is; where it is not, the last checkpoint stays.
+    """
+
+    def __init__(self, stage: str, signal_number: int, saved: bool = True):
         super().__init__(128 + signal_number)
-        self.message = f"{stage} was interrupted; its state is saved and the same command goes on from there."
+        told = (
+            "its state is saved and the same command goes on from there"
+            if saved
+            else "its last steps could not be saved since the store is away; the same command goes on from those before"
+        )
+        self.message = f"{stage} was interrupted; {told}."
 
 
 class ProcessLost(RuntimeError):

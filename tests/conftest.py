@@ -1,6 +1,8 @@
 import os
+import secrets
 
 import control_plane
+import minio_server
 import pytest
 import torch
 from hypothesis import settings
@@ -22,3 +24,26 @@ def cluster(tmp_path_factory):
         pytest.skip(str(absent))
     with control_plane.started(tmp_path_factory.mktemp("control-plane")) as running:
         yield running
+
+
+@pytest.fixture(scope="session")
+def needs_minio():
+    if not minio_server.find():
+        pytest.skip("MinIO's server is not here: make minio finds or builds it (Go does)")
+
+
+@pytest.fixture(scope="session")
+def minio(needs_minio, tmp_path_factory):
+    """A running MinIO that all tests of a process share; those that kill it start their own."""
+    with minio_server.Server(tmp_path_factory.mktemp("minio")) as server:
+        yield server
+
+
+@pytest.fixture
+def bucket(minio, monkeypatch):
+    """A place in a fresh bucket of it, which the environment leads to."""
+    for name, value in minio.environment.items():
+        monkeypatch.setenv(name, value)
+    name = f"bucket-{secrets.token_hex(4)}"
+    minio.client().make_bucket(name)
+    return f"s3://{name}/some/prefix"

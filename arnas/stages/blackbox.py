@@ -34,7 +34,8 @@ def run(
         models: Model artifacts of different names; their best weights are used.
         images: Image set artifact, of the shape and number of classes that all models expect.
         output: Where the blackbox artifact goes: the matrix source by target, Square, outcome of every sample.
-        checkpoints: Folder of the work done so far; a run with the same inputs and settings goes on from there.
+        checkpoints: Folder or s3://BUCKET/PREFIX of the work done so far; a run with the same inputs and settings goes
+            on from there.
         device: auto, cpu, cuda, cuda:N or mps.
         gpus: GPUs that the task was promised; it is an error to see fewer.
 
@@ -44,7 +45,8 @@ def run(
     Raises:
         InvalidInput: An artifact is unusable, models and images do not fit, or two models have one name.
     """
-    artifacts.require_writable(output, Path(checkpoints) / "checkpoint")
+    artifacts.require_writable(output)
+    store = CheckpointStore.open(checkpoints)
     chosen = runtime.prepare(device, gpus)
     origin = runtime.Origin(chosen)
     test_images = image_set.load(images, chosen)
@@ -64,7 +66,7 @@ def run(
         models=[[name, digests[name]] for name in names],
         images=test_images.digest,
     )
-    with Keeper(CheckpointStore(checkpoints), key, "blackbox") as keeper:
+    with Keeper(store, key, "blackbox") as keeper:
         state = keeper.restore() or BlackboxEvaluation.begin(names, test_images, settings)
         units = BlackboxEvaluation(networks, test_images, settings, state).units()
         work("blackbox", units, state, list(networks.values()), keeper)

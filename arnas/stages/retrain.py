@@ -41,7 +41,7 @@ def run(
         settings: The recipe.
         name: Name of the model in tables.
         genotype: Genotype file, needed where `settings.architecture` is "searched".
-        checkpoints: Folder of checkpoints; unfinished work goes on from there, finished work is reused.
+        checkpoints: Folder or s3://BUCKET/PREFIX; unfinished work goes on from there, finished work is reused.
         device: auto, cpu, cuda, cuda:N or mps.
         gpus: GPUs that the task was promised; it is an error to see fewer.
         processes: Processes of this machine that share every batch, on GPUs each on its own (default: one for each
@@ -57,7 +57,8 @@ def run(
         Diverged: A loss is not finite.
         Interrupted: The process was asked to stop; its state is saved.
     """
-    artifacts.require_writable(output, Path(checkpoints) / "checkpoint")
+    artifacts.require_writable(output)
+    store = CheckpointStore.open(checkpoints)
     chosen, processes = runtime.prepare(device, gpus), processes or max(gpus, 1)
     if processes > 1 and chosen.type == "mps":
         raise InvalidInput(f"{processes} processes cannot share the device mps; choose 1, or the device cpu.")
@@ -65,7 +66,7 @@ def run(
         again = partial(run, name=name, genotype=genotype, checkpoints=checkpoints, device=device, gpus=gpus)
         return distributed.launch(f"retrain {name}", processes, again, images, output, settings)
     with distributed.joined(chosen) as own:
-        return _train(images, output, settings, name, genotype, checkpoints, own)
+        return _train(images, output, settings, name, genotype, store, own)
 
 
 def _train(
@@ -74,7 +75,7 @@ def _train(
     settings: Retrain,
     name: str,
     genotype: str | Path | None,
-    checkpoints: str | Path,
+    store: CheckpointStore,
     device: torch.device,
 ) -> dict[str, Any]:
     origin = runtime.Origin(device)
@@ -87,7 +88,7 @@ def _train(
     )
     runtime.seed(settings.seed, "retrain", "network")
     network = build(description)
-    with distributed.SharedKeeper(CheckpointStore(checkpoints), key, f"retrain {name}") as keeper:
+    with distributed.SharedKeeper(store, key, f"retrain {name}") as keeper:
         progress = train(network, data, settings, keeper)
     if distributed.rank():
         return {}

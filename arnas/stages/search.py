@@ -31,7 +31,7 @@ def run(
         images: Image set, as written by prepare.
         output: Folder to write the supernet to: its weights, architecture parameters and history.
         settings: Settings of the search.
-        checkpoints: Folder of checkpoints; unfinished work goes on from there, finished work is reused.
+        checkpoints: Folder or s3://BUCKET/PREFIX; unfinished work goes on from there, finished work is reused.
         device: auto, cpu, cuda, cuda:N or mps.
         gpus: GPUs that the task was promised; it is an error to see fewer.
 
@@ -43,13 +43,14 @@ def run(
         Diverged: A loss is not finite.
         Interrupted: The process was asked to stop; its state is saved.
     """
-    artifacts.require_writable(output, Path(checkpoints) / "checkpoint")
+    artifacts.require_writable(output)
+    store = CheckpointStore.open(checkpoints)
     origin = runtime.Origin(runtime.prepare(device, gpus))
     data = image_set.load(images, origin.device)
     _check(data, settings)
     packages = ("space", "data", "attacks", "search")
     key = runtime.key("search", origin.device, packages, settings=settings.model_dump(), images=data.digest)
-    with Keeper(CheckpointStore(checkpoints), key, "search") as keeper:
+    with Keeper(store, key, "search") as keeper:
         supernet, history = search(data, settings, keeper)
     collapses = history.collapses(settings.collapse_limit)
     for message in collapses:

@@ -33,7 +33,8 @@ def run(
         model: Model artifact; its best weights are attacked.
         images: Image set artifact, of the shape and number of classes that the model expects.
         output: Where the evaluation artifact goes: scores, outcome of every sample, examples.
-        checkpoints: Folder of the work done so far; a run with the same inputs and settings goes on from there.
+        checkpoints: Folder or s3://BUCKET/PREFIX of the work done so far; a run with the same inputs and settings goes
+            on from there.
         device: auto, cpu, cuda, cuda:N or mps.
         gpus: GPUs that the task was promised; it is an error to see fewer.
         shard: Which share of the samples to attack, such as 2/4; stage merge puts the shards together.
@@ -45,7 +46,8 @@ def run(
         InvalidInput: An artifact is unusable, model and images do not fit, AutoAttack is asked for on fewer than four
             classes, or the shard is none.
     """
-    artifacts.require_writable(output, Path(checkpoints) / "checkpoint")
+    artifacts.require_writable(output)
+    store = CheckpointStore.open(checkpoints)
     share = Shard.parse(shard)
     chosen = runtime.prepare(device, gpus)
     origin = runtime.Origin(chosen)
@@ -57,7 +59,7 @@ def run(
     packages = ("space", "data", "attacks", "evaluation")
     inputs = {"settings": settings.model_dump(), "model": body["digest"], "images": test_images.digest}
     key = runtime.key("whitebox", chosen, packages, shard=str(share), **inputs)
-    with Keeper(CheckpointStore(checkpoints), key, "whitebox") as keeper:
+    with Keeper(store, key, "whitebox") as keeper:
         state = keeper.restore() or WhiteboxEvaluation.begin(test_images, settings)
         units = WhiteboxEvaluation(network, test_images, settings, state).units(share)
         work("whitebox", units, state, [network], keeper)
