@@ -35,8 +35,9 @@ class Interrupted(SystemExit):
 class ProcessLost(RuntimeError):
     """One of the processes that train together was killed; the others were stopped, the last checkpoint is kept."""
 
-    def __init__(self, stage: str, rank: int, processes: int, signal_number: int):
+    def __init__(self, stage: str, rank: int, processes: int, signal_name: str):
         super().__init__(
-            f"{stage}: process {rank} of {processes} (counted from 0) was killed by signal {signal_number}, often for "
-            "want of memory, and the others were stopped; the same command goes on from the last checkpoint."
+            f"{stage}: process {rank} of {processes} (counted from 0) was killed by {signal_name}, and the others were "
+            "stopped; if memory ran out, give more or use fewer processes. The same command goes on from the last "
+            "checkpoint."
         )

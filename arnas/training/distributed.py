@@ -48,7 +48,7 @@ def launch(stage: str, processes: int, function: Callable[..., Result], *argumen
     # takes a while to import, and is needed here alone
     from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
-    from torch.distributed.launcher import LaunchConfig, elastic_launch
+    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
     logging.disable(logging.ERROR)  # the launcher's account of what is raised below
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
@@ -74,8 +74,8 @@ def launch(stage: str, processes: int, function: Callable[..., Result], *argumen
             if failure.exitcode > 128:
                 raise Interrupted(stage, failure.exitcode - 128) from None
             if failure.exitcode < 0:
-                raise ProcessLost(stage, rank, processes, -failure.exitcode) from None
-            kind, _, sentence = str(failure.message["message"]).partition(": ")
+                raise ProcessLost(stage, rank, processes, failure.signal_name()) from None
+            kind, _, sentence = failure.error_file_data["message"]["message"].partition(": ")
             for known in (InvalidInput, Diverged):
                 if kind == known.__name__:
                     raise known(sentence) from None
@@ -181,7 +181,7 @@ def _agreed(operation: Any, figures: tuple[float, ...]) -> list[float]:
     device = "cuda" if distributed.get_backend() == "nccl" else "cpu"
     values = torch.tensor(figures, dtype=torch.float64, device=device)
     distributed.all_reduce(values, operation)
-    return values.tolist()  # type: ignore[no-any-return]
+    return values.tolist()
 
 
 def parallel(objective: nn.Module) -> nn.Module:
@@ -197,6 +197,11 @@ def parallel(objective: nn.Module) -> nn.Module:
 class BatchNorm(nn.BatchNorm2d):
     """Batch norm over the batches of all processes; torch's SyncBatchNorm is for GPUs only."""
 
+    running_mean: Tensor
+    running_var: Tensor
+    num_batches_tracked: Tensor
+    momentum: float
+
     def forward(self, images: Tensor) -> Tensor:
         if not self.training:
             return super().forward(images)
@@ -207,7 +212,9 @@ class BatchNorm(nn.BatchNorm2d):
             self.running_mean.lerp_(mean, self.momentum)
             self.running_var.lerp_(variance * count / (count - 1), self.momentum)
             self.num_batches_tracked += 1
-        return _Normalized.apply(images, self.weight, self.bias, mean, (variance + self.eps).rsqrt(), count)
+        return _Normalized.apply(  # type: ignore[no-any-return]
+            images, self.weight, self.bias, mean, (variance + self.eps).rsqrt(), count
+        )
 
 
 class _Normalized(torch.autograd.Function):
@@ -234,6 +241,8 @@ class _Normalized(torch.autograd.Function):
 class SharedKeeper(Keeper):
     """A keeper for processes that work together: the first one saves, and when one is asked to stop, all do."""
 
+    _asked = 0  # the signal that this process got; it counts from the next time on that all agree
+
     def save(self, state: dict[str, Any]) -> None:
         if rank() == 0:
             super().save(state)
@@ -254,9 +263,11 @@ class SharedKeeper(Keeper):
         super().__exit__(kind, error, trace)
 
     def _agree(self) -> None:
-        self._signal = int(_agreed(distributed.ReduceOp.MAX, (self._signal,))[0])
+        if size() > 1:
+            self._signal = int(_agreed(distributed.ReduceOp.MAX, (self._asked,))[0])
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
-        if size() == 1:
+        if size() > 1:
+            self._asked = number  # once more is an echo: a terminal signals every process, and so does the launcher
+        else:
             super()._on_signal(number, frame)
-        self._signal = number  # the second is an echo: a terminal signals all processes, and so does the launcher

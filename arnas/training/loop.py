@@ -127,7 +127,7 @@ def holdout_accuracy(network: Classifier, images: ImageSet, recipe: Retrain) -> 
     """Clean accuracy, and robust accuracy under PGD of `selection_steps`, on the hold-out."""
     attack = PGD(recipe.epsilon, max(recipe.epsilon / 4, 1e-12), recipe.selection_steps)
     indices = images.splits["holdout"][: recipe.selection_images]
-    clean = robust = 0
+    clean, robust = 0, 0.0
     network.eval()
     for batch, labels in _batches(images, indices):
         right = torch.zeros_like(labels)

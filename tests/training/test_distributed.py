@@ -94,7 +94,7 @@ def test_killed_and_resumed_by_another_number_of_processes_it_ends_the_same(
     images, jobs, alone, tmp_path, before, after
 ):
     job = jobs[1] | {"interval": 0.0}
-    with pytest.raises(ProcessLost, match=f"process {before - 1} of {before} .* killed by signal 9"):
+    with pytest.raises(ProcessLost, match=f"process {before - 1} of {before} .* killed by SIGKILL"):
         event = {"event": (before - 1, STEPS // 2 + 1, signal.SIGKILL)}
         distributed.launch("retrain net", before, processes.train, images, tmp_path, [job | event])
     assert not (tmp_path / job["name"]).exists()
