@@ -116,14 +116,6 @@ class Placement(_Model):
     private_ca: bool = Field(description="Whether the secret's ca.crt signed the store's certificate.")
     environment: dict[str, str] = Field(description="Environment of every task; compiled into the YAML, so no secrets.")
 
-    @field_validator("environment")
-    @classmethod
-    def _no_credentials(cls, environment: dict[str, str]) -> dict[str, str]:
-        for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN"):
-            if name in environment:
-                raise ValueError(f"{name} would stand in the compiled YAML; put it into the secret that secret names")
-        return environment
-
     def parameters(self) -> dict[str, Any]:
         """Defaults of the pipelines' parameters of placement, as JSON values."""
         values = self.model_dump(include=set(RUN), exclude_none=True)
@@ -139,7 +131,7 @@ class Placement(_Model):
         Argo begins no attempt later than that after the first began, and stops the running one: KFP's default of an
         hour would end every long training at its first preemption.
         """
-        waits = [self.retries.wait * self.retries.factor**attempt for attempt in range(self.retries.count)]
+        waits: list[int] = [self.retries.wait * self.retries.factor**attempt for attempt in range(self.retries.count)]
         return (self.retries.count + 1) * self.seconds(tasks) + sum(waits)
 
 
@@ -158,7 +150,17 @@ def load(file: str | Path | None = None) -> Placement:
         if not isinstance(changes, dict):
             raise InvalidInput(f"{file} must hold keys such as gpu_pool:, but holds {changes!r}.")
         values = _merged(values, changes)
+    _require_no_secrets(values)
     return validate(Placement, values, f"placement {file or COMMITTED.name}")
+
+
+def _require_no_secrets(values: Mapping[str, Any]) -> None:
+    """What stands in the compiled YAML is for everybody to read; and so is the message, which repeats no value."""
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN"):
+        if name in (values.get("environment") or {}):
+            raise InvalidInput(f"environment: {name} would stand in the compiled YAML; put it into the secret instead.")
+    if "@" in str(values.get("endpoint")):
+        raise InvalidInput("endpoint holds a user or password, which belong into the secret; give the address alone.")
 
 
 def _merged(values: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:

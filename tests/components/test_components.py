@@ -1,5 +1,7 @@
 """Each component resolves its settings and calls its stage once, in the stage's own words."""
 
+import os
+import re
 from importlib import import_module
 from types import SimpleNamespace
 from typing import Any
@@ -7,9 +9,12 @@ from unittest import mock
 
 import pytest
 
+from arnas import runtime, task
+from arnas.errors import InvalidInput
 from pipelines.generate import STAGES
 
-FIGURES = {"digest": "d", "clean": 0.5, "images": 7}
+FIGURES = {"digest": "d", "clean": 0.5, "epochs": 7}
+NUMBERS = {"clean": 0.5, "epochs": 7}
 INPUTS = {
     "search": ["images"],
     "derive": ["supernet"],
@@ -21,13 +26,13 @@ INPUTS = {
 }
 OUTPUTS = {
     "prepare": ["images"],
-    "search": ["supernet"],
+    "search": ["supernet", "metrics"],
     "derive": ["genotype", "drawing"],
-    "retrain": ["network"],
+    "retrain": ["network", "metrics"],
     "whitebox": ["evaluation", "metrics"],
     "merge": ["evaluation", "metrics"],
-    "blackbox": ["evaluation"],
-    "transfer": ["network", "evaluation"],
+    "blackbox": ["evaluation", "metrics"],
+    "transfer": ["network", "evaluation", "metrics"],
     "report": ["html", "scores"],
 }
 # floats, since KFP sends numbers so
@@ -43,6 +48,7 @@ def call(stage: str, monkeypatch: pytest.MonkeyPatch, **more: Any) -> tuple[mock
     module = import_module(f"arnas.stages.{stage}")
     fake = mock.create_autospec(module.run, return_value=dict(FIGURES))
     monkeypatch.setattr(module, "run", fake)
+    monkeypatch.setattr(task, "describe", lambda path: {"seed": 3})
     artifacts = {name: artifact(name) for name in [*INPUTS.get(stage, []), *OUTPUTS[stage]]}
     component = getattr(import_module(f"components.{stage}.component"), stage)
     component.python_func(**artifacts, **({} if stage in ("derive", "merge") else {"overrides": OVERRIDES}), **more)
@@ -50,11 +56,16 @@ def call(stage: str, monkeypatch: pytest.MonkeyPatch, **more: Any) -> tuple[mock
     return fake.call_args, artifacts
 
 
+def described(figures: dict[str, Any]) -> dict[str, Any]:
+    versions = ", ".join(f"{name} {version}" for name, version in runtime.versions().items())
+    return {"seed": 3, "versions": versions} | figures
+
+
 def test_prepare_follows_the_section_and_the_data_that_it_is_given(monkeypatch: pytest.MonkeyPatch) -> None:
     told, artifacts = call("prepare", monkeypatch, section="transfer", data="/data")
     output, settings = told.args
     assert (output, settings.path) == ("/at/images", "/data")
-    assert artifacts["images"].metadata == FIGURES
+    assert artifacts["images"].metadata == described(FIGURES)
 
 
 def test_prepare_leaves_the_path_of_the_settings_alone_where_no_data_is_given(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -65,14 +76,15 @@ def test_search_passes_overridden_settings_and_the_place_of_checkpoints(monkeypa
     told, artifacts = call("search", monkeypatch, checkpoints="/keep", device="cpu")
     assert told.args[:2] == ("/at/images", "/at/supernet")
     assert told.args[2].epochs == 3
-    assert told.kwargs == {"checkpoints": "/keep", "device": "cpu"}
-    assert artifacts["supernet"].metadata == FIGURES
+    assert told.kwargs == {"checkpoints": "/keep", "device": "cpu", "gpus": 0}
+    assert artifacts["supernet"].metadata == described(FIGURES)
+    assert artifacts["metrics"].metadata == NUMBERS
 
 
 def test_derive_writes_genotype_and_drawing(monkeypatch: pytest.MonkeyPatch) -> None:
     told, artifacts = call("derive", monkeypatch)
     assert told == mock.call("/at/supernet", "/at/genotype", drawing="/at/drawing")
-    assert artifacts["genotype"].metadata == FIGURES
+    assert artifacts["genotype"].metadata == described(FIGURES)
 
 
 def test_retrain_follows_the_recipe_of_its_model(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -86,18 +98,18 @@ def test_retrain_works_without_a_genotype(monkeypatch: pytest.MonkeyPatch) -> No
     assert call("retrain", monkeypatch)[0].kwargs["genotype"] is None
 
 
-def test_whitebox_logs_accuracies_alone_as_metrics(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_whitebox_logs_the_numbers_as_metrics(monkeypatch: pytest.MonkeyPatch) -> None:
     told, artifacts = call("whitebox", monkeypatch)
     assert told.args[:3] == ("/at/network", "/at/images", "/at/evaluation")
     assert told.args[3].images == 6
-    assert artifacts["evaluation"].metadata == FIGURES
-    assert artifacts["metrics"].metadata == {"clean": 0.5}
+    assert artifacts["evaluation"].metadata == described(FIGURES)
+    assert artifacts["metrics"].metadata == NUMBERS
 
 
 def test_merge_passes_all_shards_and_logs_accuracies(monkeypatch: pytest.MonkeyPatch) -> None:
     told, artifacts = call("merge", monkeypatch, shards=[artifact("a"), artifact("b")])
     assert told == mock.call(["/at/a", "/at/b"], "/at/evaluation")
-    assert artifacts["metrics"].metadata == {"clean": 0.5}
+    assert artifacts["metrics"].metadata == NUMBERS
 
 
 def test_blackbox_passes_all_models_in_their_order(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -112,6 +124,30 @@ def test_transfer_follows_the_sections_retrain_and_whitebox(monkeypatch: pytest.
     assert [told.args[4].epochs, told.args[5].images] == [5, 6]
 
 
+def test_transfer_describes_both_of_its_artifacts(monkeypatch: pytest.MonkeyPatch) -> None:
+    _, artifacts = call("transfer", monkeypatch)
+    assert artifacts["network"].metadata == described({})
+    assert artifacts["evaluation"].metadata == described(FIGURES)
+    assert artifacts["metrics"].metadata == NUMBERS
+
+
+@pytest.mark.parametrize("stage", ["search", "retrain", "whitebox", "blackbox", "transfer"])
+def test_computing_stages_are_told_the_promised_gpus_and_where_the_store_is(
+    stage: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://elsewhere:1")
+    more = {"networks": []} if stage == "blackbox" else {}
+    told, _ = call(stage, monkeypatch, gpus="2", endpoint="http://store:9000", checkpoints="s3://b/p", **more)
+    assert (told.kwargs["gpus"], told.kwargs["checkpoints"]) == (2, "s3://b/p")
+    assert os.environ["AWS_ENDPOINT_URL"] == "http://store:9000"
+
+
+@pytest.mark.parametrize("promised", ["", "two", "-1", "1.5"])
+def test_a_number_of_gpus_that_is_none_is_refused(promised: str) -> None:
+    with pytest.raises(InvalidInput, match=f"gpus = '{promised}' is no number of GPUs; give 0 for none"):
+        task.gpus(promised)
+
+
 @pytest.mark.parametrize("transferred", [True, False])
 def test_report_gathers_everything_with_or_without_a_transfer(
     transferred: bool, monkeypatch: pytest.MonkeyPatch
@@ -124,7 +160,7 @@ def test_report_gathers_everything_with_or_without_a_transfer(
     assert told.kwargs["evaluations"] == ["/at/c", "/at/d"]
     assert told.kwargs["transfer"] == (("/at/tn", "/at/te") if transferred else None)
     assert told.kwargs["settings"].search.epochs == 3
-    assert artifacts["scores"].metadata == FIGURES
+    assert artifacts["scores"].metadata == described(FIGURES)
 
 
 @pytest.mark.parametrize("stage", STAGES)
@@ -134,3 +170,14 @@ def test_every_input_and_output_is_documented(stage: str) -> None:
         for kind in (definitions.artifacts, definitions.parameters):
             for name, definition in kind.items():
                 assert definition.description, name
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_ten_parameters_at_most_and_each_says_its_default(stage: str) -> None:
+    spec = getattr(import_module(f"components.{stage}.component"), stage).pipeline_spec.components[f"comp-{stage}"]
+    parameters = spec.input_definitions.parameters
+    assert len(parameters) <= 10
+    for name, definition in parameters.items():
+        value = definition.default_value
+        default = re.escape(value.string_value) or "(none|what the environment says)"
+        assert re.search(f"Default: {default}", " ".join(definition.description.split())), name
