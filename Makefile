@@ -71,6 +71,8 @@ $(BUILT)/etcd: PACKAGE := go.etcd.io/etcd/server/v3
 $(BUILT)/kube-apiserver: PACKAGE := k8s.io/kubernetes/cmd/kube-apiserver
 $(BUILT)/kubectl: PACKAGE := k8s.io/kubernetes/cmd/kubectl
 $(BUILT)/etcd $(BUILT)/kube-apiserver $(BUILT)/kubectl: tests/control_plane/go.mod
+	@command -v go > /dev/null || { echo "Building $@ needs Go; install it, or name existing programs in ETCD," \
+		"KUBE_APISERVER and KUBECTL." >&2; exit 1; }
 	cd tests/control_plane && CGO_ENABLED=0 go build -trimpath -ldflags '-s -w $(STAMP)' -o $@ $(PACKAGE)
 
 USABLE := import ensurepip, sys, venv; sys.exit(sys.version_info < (3, 11))

@@ -4,7 +4,7 @@ import copy
 import json
 
 import pytest
-from manifests.rendered import COMPONENTS, MANIFESTS, OVERLAYS, objects, pod_specs, text
+from manifests.rendered import COMPONENTS, MANIFESTS, OVERLAYS, label, objects, pod_specs, text
 
 from manifests import kfp_pods
 
@@ -37,6 +37,23 @@ def test_a_control_plane_refuses_what_is_no_manifest(installed):
         installed.kubectl("apply", "--server-side", "--dry-run=server", "-f-", stdin=broken)
 
 
+def test_applying_again_changes_nothing(installed):
+    """No pod is started anew: the generation of an object counts the changes of what it asks for."""
+
+    def generations():
+        answer = installed.kubectl("get", "statefulset,networkpolicy", "--all-namespaces", "-ojson")
+        return {label(thing): thing["metadata"]["generation"] for thing in json.loads(answer)["items"]}
+
+    try:
+        installed.kubectl("apply", "-f-", stdin=text("overlays/laptop"))
+        before = generations()
+        installed.kubectl("apply", "-f-", stdin=text("overlays/laptop"))
+        assert generations() == before == dict.fromkeys(before, 1)
+        assert len(before) == 5
+    finally:
+        installed.kubectl("delete", "statefulset", "minio", "--namespace=arnas")
+
+
 @pytest.mark.parametrize("folder", [*OVERLAYS, "components/trainer"])
 def test_every_pod_of_the_manifests_is_admitted(admit, folder):
     specs = pod_specs(objects(folder))
@@ -45,12 +62,41 @@ def test_every_pod_of_the_manifests_is_admitted(admit, folder):
         assert "dry run" in admit(_with_claims(spec), labels)
 
 
+MIG = {
+    "gpus": "2",
+    "accelerator": "nvidia.com/mig-1g.10gb",
+    "gpu_pool": {"pool": "gpu"},
+    "gpu_tolerations": [{"key": "nvidia.com/gpu", "operator": "Exists"}, {"key": "team", "value": "a"}],
+    "cpu_pool": {"pool": "cpu"},
+    "secret": "arnas-s3",
+}
+
+
+@pytest.mark.parametrize("arguments", [{}, {"gpus": "0"}, MIG], ids=["default", "no GPU", "MIG"])
 @pytest.mark.parametrize("file", PIPELINES, ids=lambda file: file.stem)
-def test_every_pod_that_kfp_makes_of_our_pipelines_is_admitted(admit, file):
-    found = kfp_pods.pods(file, "arnas-runner")
+def test_every_pod_that_kfp_makes_of_our_pipelines_is_admitted(admit, file, arguments):
+    found = kfp_pods.pods(file, "arnas-runner", **arguments)
     assert len(found) >= 2
     for pod in found.values():
         assert "dry run" in admit(pod["spec"], pod["metadata"]["labels"])
+
+
+@pytest.mark.parametrize("file", PIPELINES, ids=lambda file: file.stem)
+def test_what_a_run_chooses_reaches_the_pods(file):
+    """So that what is admitted above is what was meant."""
+    specs = [pod["spec"] for pod in kfp_pods.pods(file, "arnas-runner", **MIG).values()]
+    limits = [_main(spec)["resources"]["limits"].get("nvidia.com/mig-1g.10gb") for spec in specs]
+    for spec, limit in zip(specs, limits, strict=True):
+        assert spec["nodeSelector"] == {"pool": "gpu" if limit else "cpu"}
+        assert spec.get("tolerations", []) == (MIG["gpu_tolerations"] if limit else [])
+    assert {"2", None} == set(limits)
+    secrets = [
+        each["valueFrom"]["secretKeyRef"]["name"]
+        for spec in specs
+        for each in _main(spec)["env"]
+        if "secretKeyRef" in each.get("valueFrom", {})
+    ]
+    assert set(secrets) == {"arnas-s3"}
 
 
 BREAKS = {
