@@ -102,6 +102,21 @@ class Bucket:
             raise InvalidInput(f"{place} names no bucket ({error}); write s3://BUCKET/PREFIX.") from None
         self._client, self.endpoint = _connect()
 
+    def make(self) -> bool:
+        """Make the bucket if there is none; returns whether there was none."""
+
+        def ask() -> bool:
+            if self._client.bucket_exists(self.name):
+                return False
+            try:
+                self._client.make_bucket(self.name)
+            except S3Error as error:
+                if error.code != "BucketAlreadyOwnedByYou":  # by somebody else, or by a try whose answer was lost
+                    raise
+            return True
+
+        return self._insist(ask)
+
     def put(self, name: str, content: bytes | Path) -> None:
         """Write an object: the bytes, or those of a file. Nobody sees it before it is whole."""
         digest = _digest(content)
