@@ -39,7 +39,7 @@ def compile_all(
             options.
     """
     image = require_immutable(image or IMAGE)
-    site = load(placement)
+    load(placement)  # refused before anything is written
     root = Path(root) if root else ROOT
     if root.resolve() == ROOT and (image != IMAGE or placement):
         raise InvalidInput("The committed files fit every site; with --image or --placement give --output a folder.")
@@ -50,9 +50,15 @@ def compile_all(
         written += [file.with_name("README.md")]
         written[-1].write_text(readme(file), encoding="utf-8")
     for name in PIPELINES:
-        pipeline = import_module(f"pipelines.{name}").build(site)
-        written += [_compile(pipeline, root / "pipelines" / f"{name}.yaml", image)]
+        file = root / "pipelines" / f"{name}.yaml"
+        written += [compile_pipeline(name, file, image=image, placement=placement)]
     return written
+
+
+def compile_pipeline(name: str, file: Path, *, image: str | None = None, placement: str | Path | None = None) -> Path:
+    """Write one pipeline; image and placement as for `compile_all`."""
+    pipeline = import_module(f"pipelines.{name}").build(load(placement))
+    return _compile(pipeline, file, require_immutable(image or IMAGE))
 
 
 def _compile(component: Any, file: Path, image: str) -> Path:

@@ -224,7 +224,7 @@ class _View:
             self._print(f"{self._task} ...")
         elif match := re.search(r"Task '.+' finished with status (\w+)$", line):
             if match[1] == "SUCCESS":
-                self._print(f"{self._task} done in {_clock(time.monotonic() - self._begun)}")
+                self._print(f"{self._task} done in {clock(time.monotonic() - self._begun)}")
             else:
                 self.failed = self._task
         elif re.match(r"\[[a-z]", line):
@@ -252,7 +252,8 @@ class _View:
         self._redraw = bar
 
 
-def _clock(seconds: float) -> str:
+def clock(seconds: float) -> str:
+    """Minutes and seconds, such as 1:12, and hours where there are some."""
     minutes, seconds = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"

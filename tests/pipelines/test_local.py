@@ -124,7 +124,7 @@ def test_what_kfp_says_of_a_tasks_input_is_no_part_of_the_explanation() -> None:
 
 @pytest.mark.parametrize(("seconds", "text"), [(0.4, "0:00"), (72, "1:12"), (59.7, "1:00"), (3723, "1:02:03")])
 def test_time_is_shown_as_on_a_clock(seconds: float, text: str) -> None:
-    assert local._clock(seconds) == text
+    assert local.clock(seconds) == text
 
 
 # ------------------------------------------------------------------------------------------------- the whole pipeline

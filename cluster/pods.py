@@ -1,0 +1,96 @@
+"""Pods of a KFP run, as Kubernetes tells of them: why they wait, why they failed, and the end of their logs."""
+
+import os
+from collections.abc import Iterator
+from typing import Any
+
+from arnas.errors import InvalidInput
+
+TIMEOUT = (10, 60)  # seconds to connect and to answer; Kubernetes' client would wait for ever
+LINES = 20
+_STARTING = ("PodInitializing", "ContainerCreating")  # nothing is wrong yet
+
+
+def connect() -> Any:
+    """Kubernetes' API, as the kubeconfig or the pod's own account reach it.
+
+    Raises:
+        InvalidInput: There is neither, or it is damaged.
+    """
+    from kubernetes import client, config
+
+    configuration = client.Configuration()
+    try:
+        try:
+            config.load_kube_config(os.environ.get("KUBECONFIG"), client_configuration=configuration)
+        except config.ConfigException:
+            config.load_incluster_config(client_configuration=configuration)
+    except config.ConfigException:
+        raise InvalidInput("There is no kubeconfig that can be used; set KUBECONFIG to the file of one.") from None
+    return client.ApiClient(configuration)
+
+
+def waiting(core: Any, namespace: str, run_id: str) -> dict[str, str]:
+    """Tasks of a run whose pods do not start, and what keeps them: no node with room, no image, ..."""
+    found = {}
+    for pod in _pods(core, namespace, run_id):
+        if pod.status.phase != "Pending":
+            continue
+        reasons = [
+            f"{condition.reason}: {condition.message}"
+            for condition in pod.status.conditions or []
+            if condition.type == "PodScheduled" and condition.status == "False"
+        ]
+        for container in [*(pod.status.init_container_statuses or []), *(pod.status.container_statuses or [])]:
+            state = container.state and container.state.waiting
+            if state and state.reason not in _STARTING:
+                reasons.append(": ".join(filter(None, [state.reason, state.message])))
+        if reasons:
+            found[_task(pod)] = reasons[0]
+    return found
+
+
+def failures(core: Any, namespace: str, run_id: str) -> Iterator[str]:
+    """Why pods of a run failed: a line for each reason, and the last lines of the log below it."""
+    from kubernetes.client import ApiException
+
+    last = {}  # a pod that was tried again counts once
+    for pod in sorted(_pods(core, namespace, run_id), key=lambda pod: str(pod.metadata.creation_timestamp)):
+        last[_node(pod).rpartition("(")[0] or _node(pod)] = pod
+    for pod in last.values():
+        if pod.status.phase != "Failed":
+            continue
+        yield f"{_task(pod)} failed in pod {pod.metadata.name}: {_why(pod)}."
+        try:
+            log = core.read_namespaced_pod_log(
+                pod.metadata.name, namespace, container="main", tail_lines=LINES, _request_timeout=TIMEOUT
+            )
+        except ApiException as error:
+            log = f"(its log is gone: {error.reason})"
+        yield from (f"    {line}" for line in log.splitlines())
+
+
+def _pods(core: Any, namespace: str, run_id: str) -> list[Any]:
+    selector = f"pipeline/runid={run_id}"  # KFP puts it on every pod of a run
+    return list(core.list_namespaced_pod(namespace, label_selector=selector, _request_timeout=TIMEOUT).items)
+
+
+def _node(pod: Any) -> str:
+    """Argo's name of what the pod does, such as arnas-x7k2p.root.retrain.executor(0)."""
+    return str((pod.metadata.annotations or {}).get("workflows.argoproj.io/node-name", pod.metadata.name))
+
+
+def _task(pod: Any) -> str:
+    """The task that the pod works for, such as retrain."""
+    parts = _node(pod).split(".")
+    return parts[-2] if len(parts) > 1 and parts[-1].startswith("executor") else parts[-1]
+
+
+def _why(pod: Any) -> str:
+    """What Kubernetes gives as the reason: Evicted, OOMKilled, an exit status."""
+    reasons = [": ".join(filter(None, [pod.status.reason, pod.status.message]))] if pod.status.reason else []
+    for container in [*(pod.status.init_container_statuses or []), *(pod.status.container_statuses or [])]:
+        end = container.state and container.state.terminated
+        if end and end.exit_code:
+            reasons.append(f"{container.name} ended with {end.reason or 'an error'}, exit status {end.exit_code}")
+    return "; ".join(reasons).rstrip(".") or "Kubernetes gives no reason"

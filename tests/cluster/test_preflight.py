@@ -1,0 +1,411 @@
+"""Preflight against a real API server and a real MinIO: what is missing is found, and nothing changes."""
+
+import base64
+import itertools
+import re
+from pathlib import Path
+
+import kubernetes
+import minio_server
+import pytest
+import yaml
+from kfp_stand_in import Kfp
+from kubernetes.client.rest import RESTClientObject
+
+from arnas.errors import InvalidInput
+from cluster import pods, preflight
+
+NUMBER = itertools.count(1)
+KINDS = {
+    "namespaces": "Namespace",
+    "serviceaccounts": "ServiceAccount",
+    "secrets": "Secret",
+    "nodes": "Node",
+    "resourcequotas": "ResourceQuota",
+    "roles": "Role",
+    "rolebindings": "RoleBinding",
+    "customresourcedefinitions": "CustomResourceDefinition",
+}
+
+
+def api(kubeconfig: Path) -> kubernetes.client.ApiClient:
+    configuration = kubernetes.client.Configuration()
+    kubernetes.config.load_kube_config(str(kubeconfig), client_configuration=configuration)
+    return kubernetes.client.ApiClient(configuration)
+
+
+class Site:
+    """A namespace of its own in the control plane, with all that a run needs; tests take something away."""
+
+    def __init__(self, cluster, store, kfp):
+        self.cluster, self.store, self.kfp = cluster, store, kfp
+        self.admin = api(cluster.kubeconfig)
+        self.name = f"preflight-{next(NUMBER)}"
+        self.pool = {"pool": self.name}
+        labels = {"pod-security.kubernetes.io/enforce": "restricted"}
+        self.apply("/api/v1/namespaces", self.name, metadata={"labels": labels})
+        self.apply("serviceaccounts", "pipeline-runner")
+        self.grant(
+            "pipeline-runner", {"configmaps": ["get"], "secrets": ["get"]}, {"workflowtaskresults": ["create", "patch"]}
+        )
+        self.write_secret(accesskey=store.access_key, secretkey=store.secret_key)
+        self.write_nodes("2")
+        self.needs = preflight.Needs(
+            namespace=self.name,
+            gpus=2,
+            gpu_pool=self.pool,
+            gpu_tolerations=[{"key": "nvidia.com/gpu", "operator": "Exists"}],
+            checkpoints="s3://preflight/arnas",
+            endpoint=store.url,
+            secret="store",
+        )
+
+    def apply(self, where, name, subresource="", kind=None, **body):
+        """Server-side apply; `where` is a resource of the namespace, or a path of the API."""
+        path = where if where.startswith("/") else f"/api/v1/namespaces/{self.name}/{where}"
+        kind = kind or KINDS[path.rpartition("/")[2]]
+        version = "/".join(path.split("/")[2:4]) if path.startswith("/apis/") else "v1"
+        body = {"apiVersion": version, "kind": kind} | body
+        body["metadata"] = {"name": name} | body.get("metadata", {})
+        self.admin.call_api(
+            f"{path}/{name}{subresource}",
+            "PATCH",
+            query_params=[("fieldManager", "test"), ("force", "true")],
+            header_params={"Content-Type": "application/apply-patch+yaml"},
+            body=body,
+            auth_settings=["BearerToken"],
+        )
+
+    def remove(self, path):
+        self.admin.call_api(path, "DELETE", auth_settings=["BearerToken"])
+
+    def grant(self, account, core, argo=None):
+        rules = [{"apiGroups": [""], "resources": [name], "verbs": verbs} for name, verbs in core.items()]
+        rules += [
+            {"apiGroups": ["argoproj.io"], "resources": [name], "verbs": verbs} for name, verbs in (argo or {}).items()
+        ]
+        rights = f"/apis/rbac.authorization.k8s.io/v1/namespaces/{self.name}"
+        self.apply(f"{rights}/roles", account, rules=rules)
+        role = {"apiGroup": "rbac.authorization.k8s.io", "kind": "Role", "name": account}
+        subjects = [{"kind": "ServiceAccount", "name": account, "namespace": self.name}]
+        self.apply(f"{rights}/rolebindings", account, roleRef=role, subjects=subjects)
+
+    def write_secret(self, **data):
+        self.apply(
+            "secrets", "store", data={key: base64.b64encode(told.encode()).decode() for key, told in data.items()}
+        )
+
+    def write_nodes(self, gpus, ready="True", taint="nvidia.com/gpu", **spec):
+        """A node with GPUs and a taint, and beside it one for other tasks without either."""
+        taints = [{"key": taint, "effect": "NoSchedule"}]
+        for kind, about in {"gpu": {"taints": taints} | spec, "cpu": {"taints": []}}.items():
+            name, metadata = f"{self.name}-{kind}", {"labels": self.pool}
+            for _ in "12":  # a new node has a taint of Kubernetes' own, until it is ready
+                self.apply("/api/v1/nodes", name, metadata=metadata, spec=about)
+            allocatable = {"cpu": "8"} | ({"nvidia.com/gpu": gpus} if kind == "gpu" else {})
+            conditions = [{"type": "Ready", "status": ready if kind == "gpu" else "True"}]
+            self.apply("/api/v1/nodes", name, "/status", status={"allocatable": allocatable, "conditions": conditions})
+
+    def write_quota(self, hard, used):
+        self.apply("resourcequotas", "limit", spec={"hard": hard})
+        self.apply("resourcequotas", "limit", "/status", status={"hard": hard, "used": used})
+
+    def look(self, kubeconfig=None, **changes):
+        """Findings, by check."""
+        asked = preflight.Cluster(api(kubeconfig or self.cluster.kubeconfig), self.kfp.url)
+        return preflight.run(asked, self.needs.model_copy(update=changes))
+
+
+@pytest.fixture(scope="session")
+def store(tmp_path_factory):
+    if not minio_server.find():
+        pytest.skip("MinIO's server is not here: make minio finds or builds it (Go does)")
+    with minio_server.Server(tmp_path_factory.mktemp("minio")) as server:
+        server.client().make_bucket("preflight")
+        yield server
+
+
+@pytest.fixture
+def site(cluster, store, monkeypatch):
+    for name in ("AWS_ENDPOINT_URL", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "ARNAS_S3_SECRET"):
+        monkeypatch.delenv(name, raising=False)
+    with Kfp() as kfp:
+        site = Site(cluster, store, kfp)
+        yield site
+        for kind in ("gpu", "cpu"):
+            site.remove(f"/api/v1/nodes/{site.name}-{kind}")
+
+
+def states(findings):
+    return {check: finding.state for check, finding in findings.items()}
+
+
+def test_where_nothing_is_missing_all_is_fine(site):
+    findings = site.look()
+    assert {check: finding.what for check, finding in findings.items() if finding.state != "fine"} == {}
+    assert set(findings) == {check.__name__ for check in preflight.CHECKS} - {"queue", "trainer"}
+    assert preflight.ready(findings)
+
+
+# ------------------------------------------------------------------------------------------------ what is missing
+
+
+MISSING = {
+    "an old Kubernetes": (
+        "kubernetes",
+        lambda site, patch: patch.setattr(preflight, "KUBERNETES", (9, 9)),
+        {},
+        r"Kubernetes is v1\.\d+\.\d+; 9\.9 is the oldest that will do\. Mend: ",
+    ),
+    "no KFP": (
+        "kfp",
+        lambda site, patch: patch.setattr(site.kfp, "url", "http://127.0.0.1:9"),
+        {},
+        r"KFP at http://127\.0\.0\.1:9 does not answer \(.*\).*; runs are submitted to it",
+    ),
+    "an old KFP": (
+        "kfp",
+        lambda site, patch: patch.setattr(site.kfp, "health", {"tag_name": "2.5.0-rc.1"}),
+        {},
+        r"KFP is 2\.5\.0; it may not understand the compiled pipelines\. Mend: install KFP 2\.17",
+    ),
+    "no namespace": ("namespace", None, {"namespace": "nowhere"}, r"There is no namespace nowhere; .* kubectl create"),
+    "no account": ("account", None, {"service_account": "nobody"}, r"no service account nobody in .*kubectl -n \S+ cr"),
+    "no rights": (
+        "rights",
+        lambda site, patch: site.grant("pipeline-runner", {"secrets": ["get"]}),
+        {},
+        r"pipeline-runner may not get configmaps, create workflowtaskresults\.argoproj\.io, patch .*rolebinding",
+    ),
+    "no node of that resource": (
+        "gpu_pool",
+        None,
+        {"accelerator": "amd.com/gpu"},
+        r"No node offers amd\.com/gpu; .*waits",
+    ),
+    "no node of that pool": (
+        "gpu_pool",
+        None,
+        {"gpu_pool": {"pool": "gold"}},
+        r"No node that offers nvidia\.com/gpu has the labels pool=gold; .*kubectl label node NODE pool=gold",
+    ),
+    "a taint": (
+        "gpu_pool",
+        None,
+        {"gpu_tolerations": []},
+        r"of the pool keeps the task away \(\S+: taint nvidia\.com/gpu=:NoSchedule\)",
+    ),
+    "a taint with another effect than tolerated": (
+        "gpu_pool",
+        None,
+        {"gpu_tolerations": [{"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoExecute"}]},
+        r"taint nvidia\.com/gpu=:NoSchedule",
+    ),
+    "a cordoned node": (
+        "gpu_pool",
+        lambda site, patch: site.write_nodes("2", unschedulable=True),
+        {},
+        r"\(\S+: it is cordoned\)",
+    ),
+    "a node that is not ready": (
+        "gpu_pool",
+        lambda site, patch: site.write_nodes("2", ready="False"),
+        {},
+        r"\(\S+: it is not ready\)",
+    ),
+    "too few GPUs on a node": (
+        "gpu_pool",
+        None,
+        {"gpus": 3},
+        r"No node offers 3 of nvidia\.com/gpu, the largest has 2",
+    ),
+    "no node for other tasks": ("cpu_pool", None, {"cpu_pool": {"cpu": "none"}}, r"No node has the labels cpu=none"),
+    "a quota of GPUs": (
+        "quota",
+        lambda site, patch: site.write_quota({"requests.nvidia.com/gpu": "4"}, {"requests.nvidia.com/gpu": "3"}),
+        {},
+        r"Quota limit leaves 1 of nvidia\.com/gpu, and a task asks for 2; .*kubectl -n \S+ describe quota limit",
+    ),
+    "no secret": (
+        "secret",
+        None,
+        {"secret": "nothing"},
+        r"There is no secret nothing in .*kubectl -n \S+ create secret",
+    ),
+    "no key in it": (
+        "secret",
+        lambda site, patch: (
+            site.remove(f"/api/v1/namespaces/{site.name}/secrets/store"),
+            site.write_secret(accesskey="me"),
+        ),
+        {},
+        r"Secret store has no key secretkey; tasks read",
+    ),
+    "wrong credentials": (
+        "store",
+        lambda site, patch: site.write_secret(accesskey=site.store.access_key, secretkey="planted-secret"),
+        {},
+        r"does not accept the credentials",
+    ),
+    "no bucket": ("store", None, {"checkpoints": "s3://absent/arnas"}, r"There is no bucket absent at http"),
+    "a mutable image": (
+        "image",
+        None,
+        {"image": "registry.example.org/arnas:latest"},
+        r"arnas:latest.*compile --image",
+    ),
+    "no tag": ("image", None, {"image": "registry.example.org:5000/arnas"}, r"arnas' does not say which content"),
+    "no Kueue": ("queue", None, {"queue": "gpus"}, r"Kueue is not installed; "),
+    "no Trainer": ("trainer", None, {"trainer": "torch-distributed"}, r"Kubeflow Trainer v2 is not installed; "),
+    "no room for a pod": (
+        "pod",
+        lambda site, patch: site.write_quota({"count/pods": "0"}, {"count/pods": "0"}),
+        {},
+        r"A pod is refused: .*exceeded quota: limit",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", MISSING)
+def test_what_is_missing_is_found_and_nothing_else_is(case, site, monkeypatch):
+    check, take_away, changes, sentence = MISSING[case]
+    if take_away:
+        take_away(site, monkeypatch)
+    findings = site.look(**changes)
+    finding = findings[check]
+    assert finding.state == "missing"
+    line = finding.line(check)
+    assert re.search(sentence, line), line
+    assert line.count("\n") == 0
+    assert finding.why and finding.mend
+    assert not preflight.ready(findings)
+    follows = {"namespace": {"account", "rights", "secret", "store", "pod"}, "account": {"rights", "pod"}}
+    follows |= {"secret": {"store"}, "quota": {"pod"}}
+    others = {name for name, state in states(findings).items() if state == "missing"} - {check}
+    assert others <= follows.get(check, set())
+    assert "planted-secret" not in preflight.as_json(findings)
+
+
+@pytest.mark.parametrize("namespaced", [True, False], ids=["queue of Kueue", "runtime of Trainer"])
+def test_what_kueue_and_trainer_must_have_is_looked_for_where_they_are_installed(namespaced, site):
+    group, plural, kind, check = (
+        ("kueue.x-k8s.io", "localqueues", "LocalQueue", "queue")
+        if namespaced
+        else ("trainer.kubeflow.org", "clustertrainingruntimes", "ClusterTrainingRuntime", "trainer")
+    )
+    schema = {"openAPIV3Schema": {"type": "object", "x-kubernetes-preserve-unknown-fields": True}}
+    names = {"plural": plural, "singular": kind.lower(), "kind": kind}
+    version = {"name": "v1beta1", "served": True, "storage": True, "schema": schema}
+    spec = {"group": group, "names": names, "versions": [version]}
+    definitions = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions"
+    site.apply(definitions, f"{plural}.{group}", spec=spec | {"scope": "Namespaced" if namespaced else "Cluster"})
+    site.cluster.kubectl("wait", "--for=condition=Established", f"crd/{plural}.{group}", "--timeout=30s")
+    path = f"/apis/{group}/v1beta1/{f'namespaces/{site.name}/' if namespaced else ''}{plural}"
+    try:
+        assert re.search("There is no .* wanted", site.look(**{check: "wanted"})[check].what)
+        site.apply(path, "wanted", kind=kind)
+        assert site.look(**{check: "wanted"})[check].state == "fine"
+        if namespaced:
+            reason = {"type": "Active", "status": "False", "message": "Can't submit new workloads to clusterQueue"}
+            site.apply(path, "wanted", kind=kind, status={"conditions": [reason]})
+            assert site.look(queue="wanted")["queue"].what == f"Queue wanted is not active: {reason['message']}"
+    finally:
+        site.remove(f"{definitions}/{plural}.{group}")
+
+
+def test_a_toleration_of_everything_and_one_of_a_value_are_understood(site):
+    site.write_nodes("2", taint="dedicated")
+    assert site.look()["gpu_pool"].state == "missing"
+    assert site.look(gpu_tolerations=[{"operator": "Exists"}])["gpu_pool"].state == "fine"
+    assert site.look(gpu_tolerations=[{"key": "dedicated"}])["gpu_pool"].state == "fine"
+    assert site.look(gpu_tolerations=[{"key": "dedicated", "value": "x"}])["gpu_pool"].state == "missing"
+
+
+def test_a_run_without_gpus_is_not_asked_for_any(site):
+    site.write_nodes("0")
+    findings = site.look(gpus=0)
+    assert {"gpu_pool", "quota"}.isdisjoint(findings)
+    assert preflight.ready(findings)
+
+
+# --------------------------------------------------------------------------------------------- what cannot be known
+
+
+def test_a_store_that_only_pods_reach_is_unknown_from_outside_and_missing_inside(site, monkeypatch, tmp_path):
+    address = "http://minio-service.kubeflow.invalid:9000"
+    outside = site.look(endpoint=address)["store"]
+    assert outside.state == "unknown"
+    assert "kubectl -n kubeflow port-forward svc/minio-service 9000" in outside.mend
+    monkeypatch.setattr(preflight, "ACCOUNT", tmp_path)
+    assert site.look(endpoint=address)["store"].state == "missing"
+
+
+def test_the_environments_store_and_credentials_come_first(site, monkeypatch):
+    for name, value in site.store.environment.items():
+        monkeypatch.setenv(name, value)
+    site.write_secret(accesskey="me", secretkey="wrong")
+    assert site.look(endpoint="http://minio-service.kubeflow.invalid:9000")["store"].state == "fine"
+
+
+def test_a_kfp_without_a_version_is_unknown(site):
+    site.kfp.health = {"tag_name": "unknown"}
+    assert site.look()["kfp"].state == "unknown"
+
+
+def test_an_account_that_may_not_look_finds_that_out_and_calls_nothing_missing(site):
+    site.apply("serviceaccounts", "visitor")
+    findings = site.look(site.cluster.kubeconfig_of("visitor", site.name))
+    assert set(states(findings).values()) <= {"fine", "unknown"}
+    assert {"namespace", "account", "rights", "gpu_pool", "secret", "pod"} <= {
+        check for check, finding in findings.items() if finding.state == "unknown"
+    }
+    assert f"system:serviceaccount:{site.name}:visitor may not" in findings["gpu_pool"].line("gpu_pool")
+
+
+def test_the_runs_own_account_may_ask_for_its_own_rights(site):
+    kubeconfig = site.cluster.kubeconfig_of("pipeline-runner", site.name)
+    findings = site.look(kubeconfig)
+    assert findings["rights"].state == findings["secret"].state == findings["store"].state == "fine"
+    site.grant("pipeline-runner", {})
+    assert site.look(kubeconfig)["rights"].state == "missing"
+
+
+def test_a_cluster_that_does_not_answer_is_bad_input(site, tmp_path):
+    dead = yaml.safe_load(site.cluster.kubeconfig.read_text())
+    dead["clusters"][0]["cluster"]["server"] = "https://127.0.0.1:9"
+    (tmp_path / "config").write_text(yaml.safe_dump(dead))
+    with pytest.raises(InvalidInput, match=r"Kubernetes does not answer \(.+\); mend the kubeconfig"):
+        site.look(tmp_path / "config")
+
+
+def test_without_a_kubeconfig_it_is_said_how_to_give_one(tmp_path, monkeypatch):
+    monkeypatch.setenv("KUBECONFIG", str(tmp_path / "none"))
+    monkeypatch.delenv("KUBERNETES_SERVICE_HOST", raising=False)
+    with pytest.raises(InvalidInput, match="There is no kubeconfig that can be used; set KUBECONFIG"):
+        pods.connect()
+
+
+# --------------------------------------------------------------------------------------------------- nothing changes
+
+
+def test_only_reads_reviews_and_dry_runs_are_asked_for_and_the_probe_is_gone(site, monkeypatch):
+    asked = []
+    request = RESTClientObject.request
+
+    def watched(self, method, url, *arguments, **named):
+        asked.append((method, url, named.get("query_params") or []))
+        return request(self, method, url, *arguments, **named)
+
+    monkeypatch.setattr(RESTClientObject, "request", watched)
+    before = site.cluster.kubectl("get", "all,secrets,configmaps,resourcequotas", "-A", "-o", "json")
+    site.look(queue="gpus", trainer="torch-distributed")
+    assert len(asked) > 10
+    for method, url, query in asked:
+        reviewed = re.search(r"/(subjectaccessreviews|selfsubjectaccessreviews|selfsubjectreviews)$", url)
+        assert method == "GET" or reviewed or ("dryRun", "All") in query, f"{method} {url}"
+    assert site.cluster.kubectl("get", "all,secrets,configmaps,resourcequotas", "-A", "-o", "json") == before
+    assert {method for method, _ in site.kfp.requests} == {"GET"}
+    assert list(site.store.client().list_objects("preflight", recursive=True)) == []
+
+
+# ------------------------------------------------------------------------------------------------------- the command

@@ -1,0 +1,265 @@
+"""`python -m pipelines submit`: refusals before anything is sent, what is sent, and what a follower sees."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from kfp_stand_in import Kfp
+
+from arnas import config
+from pipelines import submit
+from pipelines.__main__ import main
+from pipelines.generate import ROOT
+
+DIGITS = ["submit", "--preset", "digits"]
+
+
+@pytest.fixture(autouse=True)
+def nothing_of_this_machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """No kubeconfig, no settings of kfp, and no waiting between two looks."""
+    for name in [name for name in os.environ if name.startswith(("KF_", "KUBERNETES_"))]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("KUBECONFIG", str(tmp_path / "none"))
+    monkeypatch.setattr(submit, "POLL", 0.01)
+
+
+def sent(*options: str, kfp: Kfp | None = None) -> dict:
+    """What KFP receives from a command that succeeds."""
+    with kfp or Kfp() as server:
+        assert main([*DIGITS, "--endpoint", server.url, *options]) == 0
+        (run,) = server.runs
+        return run
+
+
+# ----------------------------------------------------------------------------------------- refused, and nothing is sent
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        (["--preset", "digit"], r"There is no preset 'digit'; name one of .*digits"),
+        (["--set", "search.epoch=3"], r"no setting search\.epoch; near it are epochs"),
+        (["--set", "search.epochs=0"], r"search\.epochs = 0"),
+        (["--set", "search.epochs"], r"'search\.epochs' sets nothing; write KEY=VALUE"),
+        (["--models", "nobody"], r"models has no 'nobody'; it has searched"),
+        (["--parameter", "devise=cpu"], r"no parameter devise; near it are device"),
+        (["--parameter", "device"], r"'device' sets nothing"),
+        (["--parameter", "preset=digits"], r"preset is no --parameter here, since it is checked; give --preset"),
+        (["--pipeline", "arnass"], r"arnass is no compiled pipeline; name arnas, transfer, or a file"),
+        (["--pipeline", str(ROOT / "pyproject.toml")], r"pyproject\.toml is no compiled pipeline"),
+        (["--pipeline", str(ROOT / "arnas" / "presets" / "smoke.yaml")], r"smoke\.yaml is no compiled pipeline"),
+        (["--retries", "-1"], r"--retries -1 must be 0 or more"),
+        (["--retries", "2"], r"--retries 2 .* give --wait"),
+        (["--pipeline-root", "minio/here"], r"--pipeline-root minio/here .* s3://BUCKET"),
+    ],
+)
+def test_what_is_mistyped_is_refused_in_one_sentence_before_anything_is_sent(
+    options: list[str], sentence: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with Kfp() as server:
+        assert main([*DIGITS, "--endpoint", server.url, *options]) == 2
+        assert server.requests == []
+    message = capsys.readouterr().err
+    assert re.search(sentence, message)
+    assert message.count("\n") == 1
+
+
+def test_without_preset_the_presets_are_named(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["submit"]) == 2
+    assert "Give --preset: cifar10" in capsys.readouterr().err
+
+
+def test_without_any_address_it_is_said_how_to_give_one(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(DIGITS) == 2
+    captured = capsys.readouterr()
+    assert captured.err == "It is not known where KFP is; give --endpoint URL, or set KF_PIPELINES_ENDPOINT.\n"
+    assert captured.out == ""
+
+
+def test_the_address_may_stand_in_the_environment_as_for_kfp(monkeypatch: pytest.MonkeyPatch) -> None:
+    with Kfp() as server:
+        monkeypatch.setenv("KF_PIPELINES_ENDPOINT", server.url)
+        assert main(DIGITS) == 0
+        assert len(server.runs) == 1
+
+
+def test_an_address_where_nobody_is_ends_with_one_sentence(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*DIGITS, "--endpoint", "http://127.0.0.1:9"]) == 2
+    captured = capsys.readouterr()
+    assert re.fullmatch(r"KFP at http://127\.0\.0\.1:9 does not answer \(.*\); give --endpoint URL.*\n", captured.err)
+    assert captured.out == ""
+
+
+def test_a_password_in_the_address_is_refused_and_not_repeated(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*DIGITS, "--endpoint", "http://me:planted-secret@127.0.0.1:9"]) == 2
+    captured = capsys.readouterr()
+    assert "must not hold a user or a password" in captured.err
+    assert "planted-secret" not in captured.err + captured.out
+
+
+def test_what_kfp_refuses_is_said_in_its_words(capsys: pytest.CaptureFixture[str]) -> None:
+    with Kfp(refusal="InvalidInputError: parameter gpus has a wrong type.") as server:
+        assert main([*DIGITS, "--endpoint", server.url]) == 2
+    assert "refuses: 400 InvalidInputError: parameter gpus has a wrong type.\n" in capsys.readouterr().err
+
+
+# ------------------------------------------------------------------------------------------------------- what is sent
+
+
+def test_the_committed_pipeline_is_sent_as_it_is() -> None:
+    documents = list(yaml.safe_load_all((ROOT / "pipelines" / "arnas.yaml").read_text()))
+    specification = sent()["pipeline_spec"]
+    assert specification.get("pipeline_spec", specification)["deploymentSpec"] == documents[0]["deploymentSpec"]
+    if len(documents) > 1:
+        assert specification["platform_spec"] == documents[1]
+
+
+def test_preset_settings_and_models_become_parameters_of_the_run() -> None:
+    told = sent("--set", "search.epochs=3", "--set", "retrain.epsilon=4/255", "--models", "searched")["runtime_config"]
+    assert told["parameters"] == {
+        "preset": "digits",
+        "overrides": {"search.epochs": 3, "retrain.epsilon": "4/255"},
+        "models": ["searched"],
+    }
+
+
+def test_all_models_of_the_preset_are_trained_where_none_is_named() -> None:
+    assert sent()["runtime_config"]["parameters"]["models"] == list(config.load("digits").models)
+
+
+def test_a_preset_of_this_machine_is_sent_as_settings(tmp_path: Path) -> None:
+    file = tmp_path / "mine.yaml"
+    file.write_text("search: {epochs: 7}\nmodels: {resnet18: {epochs: 9}}\nwhitebox: {epsilon: 4/255}\n")
+    told = sent("--preset", str(file), "--set", "seed=5")["runtime_config"]["parameters"]
+    there, here = config.load(told["preset"], told["overrides"]), config.load(str(file), {"seed": 5})
+    assert told["models"] == ["resnet18"]
+    assert there.recipe("resnet18") == here.recipe("resnet18")
+    assert there.model_dump(exclude={"models"}) == here.model_dump(exclude={"models"})
+
+
+def test_parameters_arrive_as_what_the_pipeline_declares() -> None:
+    told = sent("--parameter", "device=1", "--parameter", "checkpoints=s3://bucket/a=b")["runtime_config"]["parameters"]
+    assert (told["device"], told["checkpoints"]) == ("1", "s3://bucket/a=b")
+
+
+def test_place_and_account_of_the_run_are_handed_on() -> None:
+    options = ["--service-account", "arnas-runner", "--pipeline-root", "s3://bucket/root", "--run-name", "first"]
+    run = sent(*options, "--experiment", "defence")
+    assert (run["service_account"], run["display_name"]) == ("arnas-runner", "first")
+    assert run["runtime_config"]["pipeline_root"] == "s3://bucket/root"
+
+
+def test_a_namespace_goes_with_a_kfp_of_several_users() -> None:
+    assert sent("--namespace", "team", kfp=Kfp(multi_user=True))
+
+
+def test_without_cache_no_task_is_answered_from_it_in_loops_and_nested_pipelines_neither() -> None:
+    def cached(run: dict) -> list[str]:
+        pipeline = run["pipeline_spec"].get("pipeline_spec", run["pipeline_spec"])
+        parts = [pipeline["root"], *pipeline["components"].values()]
+        tasks = [task for part in parts for task in part.get("dag", {}).get("tasks", {}).items()]
+        return [name for name, task in tasks if task.get("cachingOptions", {}).get("enableCache")]
+
+    assert {"retrain", "transfer", "search"} <= set(cached(sent()))  # so that the next line can fail
+    assert cached(sent("--no-cache")) == []
+
+
+# ------------------------------------------------------------------------------------------------ what a follower sees
+
+
+def followed(
+    capsys: pytest.CaptureFixture[str], states: list, *options: str, status: int = 0
+) -> tuple[list[str], str, Kfp]:
+    with Kfp(states) as server:
+        assert main([*DIGITS, "--endpoint", server.url, "--wait", *options]) == status
+    captured = capsys.readouterr()
+    return [line for line in captured.out.splitlines() if "details: " not in line], captured.err, server
+
+
+def test_the_links_of_experiment_and_run_are_printed(capsys: pytest.CaptureFixture[str]) -> None:
+    with Kfp() as server:
+        assert main([*DIGITS, "--endpoint", server.url]) == 0
+        assert f"{server.url}/#/runs/details/{server.runs[0]['run_id']}" in capsys.readouterr().out
+
+
+def test_tasks_are_told_of_once_as_they_begin_and_end(capsys: pytest.CaptureFixture[str]) -> None:
+    states = [
+        ("PENDING", {}),
+        ("RUNNING", {"root-driver": "SUCCEEDED", "prepare": "PENDING"}),
+        ("RUNNING", {"prepare": "RUNNING", "executor": "RUNNING"}),
+        ("RUNNING", {"prepare": "RUNNING", "executor": "RUNNING"}),
+        ("RUNNING", {"prepare": "SUCCEEDED", "for-loop-1": "RUNNING", "retrain#1": "RUNNING", "retrain#2": "RUNNING"}),
+        ("SUCCEEDED", {"prepare": "SUCCEEDED", "retrain#1": "SUCCEEDED", "retrain#2": "SUCCEEDED"}),
+    ]
+    lines, errors, _ = followed(capsys, states)
+    assert lines == [
+        "prepare ...",
+        "prepare done after 1:12",
+        "retrain ...",
+        "retrain 2 ...",
+        "retrain done after 1:12",
+        "retrain 2 done after 1:12",
+        "The run succeeded.",
+    ]
+    assert errors == ""
+
+
+@pytest.mark.parametrize("state", ["FAILED", "CANCELED"])
+def test_a_run_that_failed_or_was_ended_has_status_1(state: str, capsys: pytest.CaptureFixture[str]) -> None:
+    lines, errors, _ = followed(capsys, [(state, {"search": "FAILED"})], status=1)
+    assert lines == ["search ...", "search failed after 1:12"]
+    assert errors.startswith(f"The run {state.lower()}.\n")
+    assert re.search(r"kubectl -n kubeflow logs -l pipeline/runid=\S+ -c main", errors)
+
+
+def test_an_outage_is_waited_for_and_told_of_once(capsys: pytest.CaptureFixture[str]) -> None:
+    states = [("RUNNING", {"search": "RUNNING"}), None, 503, None, 429, ("SUCCEEDED", {"search": "SUCCEEDED"})]
+    lines, _, _ = followed(capsys, states)
+    assert lines[0] == "search ..."
+    assert re.fullmatch(r"KFP does not answer \(.+\); the run goes on, and is asked for again\.", lines[1])
+    assert lines[2:] == ["KFP answers again.", "search done after 1:12", "The run succeeded."]
+
+
+def test_a_refusal_amid_the_run_ends_the_following_with_a_sentence(capsys: pytest.CaptureFixture[str]) -> None:
+    _, errors, _ = followed(capsys, [("RUNNING", {}), 401], status=2)
+    assert re.fullmatch(r"KFP does not tell of run \S+: 401 upstream connect error\.\n", errors)
+
+
+def test_a_failed_run_is_gone_on_with_as_often_as_told(capsys: pytest.CaptureFixture[str]) -> None:
+    again = "The run failed; KFP tries its failed tasks again."
+    lines, _, server = followed(
+        capsys, [("FAILED", {}), ("RUNNING", {}), ("FAILED", {}), ("SUCCEEDED", {})], "--retries", "2"
+    )
+    assert lines == [again, again, "The run succeeded."]
+    assert server.retried == [server.runs[0]["run_id"]] * 2
+    assert followed(capsys, [("FAILED", {})], "--retries", "2", status=1)[0] == [again, again]
+
+
+def test_a_run_of_yesterday_can_be_followed_and_an_unknown_one_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    with Kfp() as server:
+        assert main([*DIGITS, "--endpoint", server.url]) == 0
+        assert main(["submit", "--endpoint", server.url, "--follow", server.runs[0]["run_id"]]) == 0
+        assert len(server.runs) == 1
+        assert main(["submit", "--endpoint", server.url, "--follow", "nonsense"]) == 2
+    assert "KFP does not tell of run nonsense: 404 ResourceNotFoundError" in capsys.readouterr().err
+
+
+def test_interrupted_it_says_that_the_run_goes_on_and_how_to_follow_it() -> None:
+    with Kfp([("RUNNING", {"search": "RUNNING"})]) as server:
+        words = [sys.executable, "-m", "pipelines", *DIGITS, "--endpoint", server.url, "--wait"]
+        command = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT)
+        with command:
+            assert command.stdout is not None and command.stderr is not None
+            while "search ..." not in (line := command.stdout.readline()):
+                assert line, command.stderr.read()
+            command.send_signal(signal.SIGINT)
+            errors = command.communicate()[1]
+        run = server.runs[0]["run_id"]
+    assert command.returncode == 130
+    assert f"the run goes on. python -m pipelines submit --endpoint {server.url} --follow {run} follows it" in errors
+    assert "Traceback" not in errors
