@@ -5,9 +5,9 @@
     {"ready": false,
      "findings": [{"check": "gpu", "state": "missing", "what": "...", "why": "...", "mend": "..."}, ...]}
 
-`state` is `fine`, `missing` (a run would fail or wait for ever), or `unknown` (this account or this machine cannot find
-out). `why` says what a run would suffer and `mend` which command helps; both are empty where all is fine. `ready` is
-false where something is missing; what is unknown does not count. The checks come in the order of CHECKS, those of
+`state` is `fine`, `missing` (a run would fail or wait for ever), `warning` (it may), or `unknown` (this account or this
+machine cannot find out). `why` says what a run would suffer and `mend` which command helps; both are empty where all is
+fine. `ready` is false where something is missing, and only then. The checks come in the order of CHECKS; those of
 things that were not asked for are left out.
 """
 
@@ -21,6 +21,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
+import yaml
 from pydantic import BaseModel, ConfigDict, Field
 
 from arnas import objects
@@ -32,13 +33,17 @@ KUBERNETES, KFP = (1, 32), (2, 17)  # the oldest versions that will do
 ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount")  # only pods have it
 KEYS = ("accesskey", "secretkey")
 
-# what KFP's own programs do in the pods of a run: (group, resource, verb)
+# what KFP's own programs do in the pods of a run: (verb, resource.group, name)
 RIGHTS = (
-    ("", "configmaps", "get"),
-    ("", "secrets", "get"),
-    ("argoproj.io", "workflowtaskresults", "create"),
-    ("argoproj.io", "workflowtaskresults", "patch"),
+    ("create", "workflowtaskresults.argoproj.io", ""),
+    ("patch", "workflowtaskresults.argoproj.io", ""),
+    ("get", "pods", ""),
+    ("get", "configmaps", "kfp-launcher"),
+    ("get", "secrets", "mlpipeline-minio-artifact"),
 )
+
+# Argo tries a pod that failed once more, but one that vanished only if it is told so
+TRY_AGAIN = {"spec": {"templateDefaults": {"retryStrategy": {"limit": "0", "retryPolicy": "Always"}}}}
 
 
 class Needs(BaseModel):
@@ -65,7 +70,7 @@ class Needs(BaseModel):
 class Finding:
     """What one check found: a sentence, why it matters, and the command that mends it."""
 
-    state: Literal["fine", "missing", "unknown"]
+    state: Literal["fine", "missing", "warning", "unknown"]
     what: str
     why: str = ""
     mend: str = ""
@@ -124,6 +129,8 @@ def run(cluster: Cluster, needs: Needs) -> dict[str, Finding]:
         try:
             finding = check(cluster, needs)
         except ApiException as error:
+            if not error.status:  # the certificate is not trusted
+                raise InvalidInput(f"Kubernetes cannot be asked ({_said(error)}); mend the kubeconfig.") from None
             what = f"{cluster.user} may not ask" if error.status == 403 else f"Kubernetes answers {_said(error)}"
             finding = Finding(
                 "unknown", what, "whether a run would go well is not known", f"kubectl auth whoami; {ASK}"
@@ -202,9 +209,10 @@ def rights(cluster: Cluster, needs: Needs) -> Finding:
     """May the service account do what KFP's programs do in its pods?"""
     user = f"system:serviceaccount:{needs.namespace}:{needs.service_account}"
     lacking = []
-    for group, resource, verb in RIGHTS:
-        spec: dict[str, Any] = {"resourceAttributes": {"namespace": needs.namespace, "group": group}}
-        spec["resourceAttributes"] |= {"resource": resource, "verb": verb}
+    for verb, thing, name in RIGHTS:
+        resource, _, group = thing.partition(".")
+        attributes = {"namespace": needs.namespace, "group": group, "resource": resource, "name": name, "verb": verb}
+        spec: dict[str, Any] = {"resourceAttributes": attributes}
         if cluster.user == user:
             answer = cluster.reviews.create_self_subject_access_review({"spec": spec}, **_IN_TIME)
         else:
@@ -212,7 +220,7 @@ def rights(cluster: Cluster, needs: Needs) -> Finding:
             about = {"spec": spec | {"user": user, "groups": groups}}
             answer = cluster.reviews.create_subject_access_review(about, **_IN_TIME)
         if not answer.status.allowed:
-            lacking.append(f"{verb} {resource}{group and '.'}{group}")
+            lacking.append(f"{verb} {thing}")
     if not lacking:
         return Finding("fine", f"{needs.service_account} has the rights that a run needs")
     first = lacking[0].split()
@@ -326,6 +334,28 @@ def image(cluster: Cluster, needs: Needs) -> Finding:
     return Finding("fine", f"Image {needs.image} always means the same content")
 
 
+def retries(cluster: Cluster, needs: Needs) -> Finding:
+    """Are pods tried again that vanish: preempted, drained, or with their node?"""
+    name, place = "workflow-controller-configmap", kubeflow.NAMESPACE
+    found = _there(lambda: cluster.core.read_namespaced_config_map(name, place, **_IN_TIME))
+    if not found:
+        mend = "kubectl get configmaps -A | grep workflow-controller"
+        return Finding(
+            "unknown", f"There is no {name} in {place}", "whether a vanished pod is tried again stands there", mend
+        )
+    with contextlib.suppress(KeyError, TypeError):  # no defaults
+        defaults = yaml.safe_load(found.data["workflowDefaults"])
+        if defaults["spec"]["templateDefaults"]["retryStrategy"]["retryPolicy"] in ("Always", "OnError"):
+            return Finding("fine", "A pod that vanishes is tried again")
+    what, why = (
+        "A pod that vanishes (preempted, drained) is not tried again",
+        "it ends the run, until someone retries that",
+    )
+    patch = json.dumps({"data": {"workflowDefaults": json.dumps(TRY_AGAIN)}})
+    mend = f"kubectl -n {place} patch configmap {name} --type merge -p '{patch}'"
+    return Finding("warning", what, why, mend)
+
+
 def queue(cluster: Cluster, needs: Needs) -> Finding | None:
     """Is there the queue of Kueue?"""
     if not needs.queue:
@@ -392,6 +422,7 @@ CHECKS = (
     secret,
     store,
     image,
+    retries,
     queue,
     trainer,
     pod,

@@ -1,12 +1,14 @@
 """Preflight against a real API server and a real MinIO: what is missing is found, and nothing changes."""
 
 import base64
+import contextlib
 import itertools
+import json
 import re
+import shlex
 from pathlib import Path
 
 import kubernetes
-import minio_server
 import pytest
 import yaml
 from kfp_stand_in import Kfp
@@ -14,8 +16,11 @@ from kubernetes.client.rest import RESTClientObject
 
 from arnas.errors import InvalidInput
 from cluster import pods, preflight
+from pipelines.__main__ import main
 
+ROOT = Path(__file__).parents[2]
 NUMBER = itertools.count(1)
+DEFAULTS = {"workflowDefaults": "spec: {templateDefaults: {retryStrategy: {limit: '0', retryPolicy: Always}}}"}
 KINDS = {
     "namespaces": "Namespace",
     "serviceaccounts": "ServiceAccount",
@@ -45,9 +50,8 @@ class Site:
         labels = {"pod-security.kubernetes.io/enforce": "restricted"}
         self.apply("/api/v1/namespaces", self.name, metadata={"labels": labels})
         self.apply("serviceaccounts", "pipeline-runner")
-        self.grant(
-            "pipeline-runner", {"configmaps": ["get"], "secrets": ["get"]}, {"workflowtaskresults": ["create", "patch"]}
-        )
+        _, role, _ = yaml.safe_load_all((ROOT / "manifests/base/runs/account.yaml").read_text())
+        self.grant("pipeline-runner", role["rules"])
         self.write_secret(accesskey=store.access_key, secretkey=store.secret_key)
         self.write_nodes("2")
         self.needs = preflight.Needs(
@@ -57,7 +61,7 @@ class Site:
             gpu_tolerations=[{"key": "nvidia.com/gpu", "operator": "Exists"}],
             checkpoints="s3://preflight/arnas",
             endpoint=store.url,
-            secret="store",
+            secret="arnas-s3",
         )
 
     def apply(self, where, name, subresource="", kind=None, **body):
@@ -79,11 +83,7 @@ class Site:
     def remove(self, path):
         self.admin.call_api(path, "DELETE", auth_settings=["BearerToken"])
 
-    def grant(self, account, core, argo=None):
-        rules = [{"apiGroups": [""], "resources": [name], "verbs": verbs} for name, verbs in core.items()]
-        rules += [
-            {"apiGroups": ["argoproj.io"], "resources": [name], "verbs": verbs} for name, verbs in (argo or {}).items()
-        ]
+    def grant(self, account, rules):
         rights = f"/apis/rbac.authorization.k8s.io/v1/namespaces/{self.name}"
         self.apply(f"{rights}/roles", account, rules=rules)
         role = {"apiGroup": "rbac.authorization.k8s.io", "kind": "Role", "name": account}
@@ -92,7 +92,7 @@ class Site:
 
     def write_secret(self, **data):
         self.apply(
-            "secrets", "store", data={key: base64.b64encode(told.encode()).decode() for key, told in data.items()}
+            "secrets", "arnas-s3", data={key: base64.b64encode(told.encode()).decode() for key, told in data.items()}
         )
 
     def write_nodes(self, gpus, ready="True", taint="nvidia.com/gpu", **spec):
@@ -116,17 +116,27 @@ class Site:
         return preflight.run(asked, self.needs.model_copy(update=changes))
 
 
-@pytest.fixture(scope="session")
-def store(tmp_path_factory):
-    if not minio_server.find():
-        pytest.skip("MinIO's server is not here: make minio finds or builds it (Go does)")
-    with minio_server.Server(tmp_path_factory.mktemp("minio")) as server:
-        server.client().make_bucket("preflight")
-        yield server
+@pytest.fixture(scope="module")
+def store(minio):
+    minio.client().make_bucket("preflight")
+    return minio
+
+
+@pytest.fixture(scope="module")
+def argo(cluster):
+    """The settings of KFP's workflow controller, as a site should have them."""
+    core = kubernetes.client.CoreV1Api(api(cluster.kubeconfig))
+    with contextlib.suppress(kubernetes.client.ApiException):  # of another test
+        core.create_namespace({"metadata": {"name": "kubeflow"}})
+    core.create_namespaced_config_map(
+        "kubeflow", {"metadata": {"name": "workflow-controller-configmap"}, "data": DEFAULTS}
+    )
+    yield core
+    core.delete_namespaced_config_map("workflow-controller-configmap", "kubeflow")
 
 
 @pytest.fixture
-def site(cluster, store, monkeypatch):
+def site(cluster, store, argo, monkeypatch):
     for name in ("AWS_ENDPOINT_URL", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "ARNAS_S3_SECRET"):
         monkeypatch.delenv(name, raising=False)
     with Kfp() as kfp:
@@ -173,9 +183,11 @@ MISSING = {
     "no account": ("account", None, {"service_account": "nobody"}, r"no service account nobody in .*kubectl -n \S+ cr"),
     "no rights": (
         "rights",
-        lambda site, patch: site.grant("pipeline-runner", {"secrets": ["get"]}),
+        lambda site, patch: site.grant(
+            "pipeline-runner", [{"apiGroups": [""], "resources": ["pods", "secrets"], "verbs": ["get"]}]
+        ),
         {},
-        r"pipeline-runner may not get configmaps, create workflowtaskresults\.argoproj\.io, patch .*rolebinding",
+        r"may not create workflowtaskresults\.argoproj\.io, patch workflow\S+ get configmaps; .*rolebinding",
     ),
     "no node of that resource": (
         "gpu_pool",
@@ -235,11 +247,11 @@ MISSING = {
     "no key in it": (
         "secret",
         lambda site, patch: (
-            site.remove(f"/api/v1/namespaces/{site.name}/secrets/store"),
+            site.remove(f"/api/v1/namespaces/{site.name}/secrets/arnas-s3"),
             site.write_secret(accesskey="me"),
         ),
         {},
-        r"Secret store has no key secretkey; tasks read",
+        r"Secret arnas-s3 has no key secretkey; tasks read",
     ),
     "wrong credentials": (
         "store",
@@ -328,6 +340,18 @@ def test_a_run_without_gpus_is_not_asked_for_any(site):
     assert preflight.ready(findings)
 
 
+def test_without_argos_defaults_it_is_warned_of_pods_that_vanish_and_the_command_mends_it(site, argo):
+    name = "workflow-controller-configmap"
+    argo.replace_namespaced_config_map(name, "kubeflow", {"metadata": {"name": name}})
+    findings = site.look()
+    assert findings["retries"].state == "warning"
+    assert preflight.ready(findings)
+    command = shlex.split(findings["retries"].mend)
+    assert command[0] == "kubectl"
+    site.cluster.kubectl(*command[1:])
+    assert site.look()["retries"].state == "fine"
+
+
 # --------------------------------------------------------------------------------------------- what cannot be known
 
 
@@ -366,7 +390,7 @@ def test_the_runs_own_account_may_ask_for_its_own_rights(site):
     kubeconfig = site.cluster.kubeconfig_of("pipeline-runner", site.name)
     findings = site.look(kubeconfig)
     assert findings["rights"].state == findings["secret"].state == findings["store"].state == "fine"
-    site.grant("pipeline-runner", {})
+    site.grant("pipeline-runner", [])
     assert site.look(kubeconfig)["rights"].state == "missing"
 
 
@@ -409,3 +433,59 @@ def test_only_reads_reviews_and_dry_runs_are_asked_for_and_the_probe_is_gone(sit
 
 
 # ------------------------------------------------------------------------------------------------------- the command
+
+
+# ------------------------------------------------------------------------------------------------------- the command
+
+
+def told(site, *options, monkeypatch):
+    monkeypatch.setenv("KUBECONFIG", str(site.cluster.kubeconfig))
+    words = ["--namespace", site.name, "--endpoint", site.kfp.url, "--parameter", f"endpoint={site.store.url}"]
+    words += ["--parameter", "secret=arnas-s3", "--parameter", "checkpoints=s3://preflight/arnas"]
+    words += ["--parameter", f"gpu_pool={{pool: {site.name}}}"]
+    return main(["preflight", *words, *options])
+
+
+def test_the_command_has_a_status_for_scripts_and_one_line_a_finding(site, monkeypatch, capsys):
+    assert told(site, monkeypatch=monkeypatch) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == len(preflight.CHECKS) - 2  # neither queue nor trainer were asked for
+    assert all(line.startswith("fine ") for line in lines)
+    assert told(site, "--parameter", "gpus=8", "--trainer", "torch", monkeypatch=monkeypatch) == 1
+    lines = capsys.readouterr().out.splitlines()
+    assert {line.split(":")[0].split()[1] for line in lines if line.startswith("missing ")} == {"gpu_pool", "trainer"}
+
+
+def test_the_command_writes_json_as_documented(site, monkeypatch, capsys):
+    assert told(site, "--json", "--parameter", "gpus=8", monkeypatch=monkeypatch) == 1
+    found = json.loads(capsys.readouterr().out)
+    assert found.keys() == {"ready", "findings"}
+    assert found["ready"] is False
+    for finding in found["findings"]:
+        assert list(finding) == ["check", "state", "what", "why", "mend"]
+        assert bool(finding["mend"]) == bool(finding["why"]) == (finding["state"] != "fine")
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        (["--parameter", "gpu=2"], r"no parameter gpu; near it are gpus"),
+        (["--parameter", "gpus=two"], r"arnas: gpus = 'two': .*integer"),
+        (["--parameter", "gpu_pool=gold"], r"gpu_pool must be of type STRUCT"),
+        (["--image", "arnas:latest"], r"arnas:latest' does not say which content"),
+        (["--pipeline", "nothing"], r"nothing is no compiled pipeline"),
+    ],
+)
+def test_bad_words_are_refused_before_anyone_is_asked(options, sentence, monkeypatch, capsys, tmp_path):
+    monkeypatch.setenv("KUBECONFIG", str(tmp_path / "none"))
+    assert main(["preflight", *options]) == 2
+    assert re.search(sentence, capsys.readouterr().err)
+
+
+def test_a_sites_placement_is_what_is_asked_for(site, tmp_path, monkeypatch, capsys):
+    queue = {"gpu_tasks": {"queue": "gold"}, "gpus": "2", "gpu_tolerations": []}
+    (tmp_path / "site.yaml").write_text(yaml.safe_dump(queue))
+    assert told(site, "--placement", str(tmp_path / "site.yaml"), monkeypatch=monkeypatch) == 1
+    lines = capsys.readouterr().out
+    assert "missing  queue: Kueue is not installed" in lines
+    assert re.search(r"missing  gpu_pool: .* taint nvidia\.com/gpu=:NoSchedule", lines)
