@@ -6,7 +6,7 @@ COMPILE := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --gen
 
 .DEFAULT_GOAL := help
 BUILT := $(or $(ARNAS_CACHE),$(HOME)/.cache/arnas)/bin
-.PHONY: help demo test test-manifests lint format typecheck bench generate lock control-plane clean
+.PHONY: help demo test test-manifests minio control-plane lint format typecheck bench generate lock clean
 .NOTPARALLEL:
 
 help: ## List these targets
@@ -15,11 +15,15 @@ help: ## List these targets
 demo: .venv/runtime ## Run the whole pipeline on scikit-learn's digits; leaves out/demo/report.html and scores.json
 	$(BIN)/python -m pipelines run --preset digits --output out/demo
 
-test: .venv/dev ## Run the tests
+test: .venv/dev ## Run the tests; those that need MinIO's server build it where Go is, or say that they were skipped
+	-@$(BIN)/python tests/minio_server.py
 	$(BIN)/python -m pytest -n 2 --ignore tests/manifests
 
 test-manifests: .venv/dev control-plane ## Test the manifests and the compiled pods against a real Kubernetes control plane
 	$(BIN)/python -m pytest tests/manifests
+
+minio: ## Print where MinIO's server is; builds it with Go where there is none (MINIO names one)
+	@$(PYTHON) tests/minio_server.py
 
 lint: .venv/dev ## Check style and formatting
 	$(BIN)/ruff check

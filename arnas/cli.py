@@ -361,6 +361,24 @@ def report(
 
 
 @app.command
+def upload(folder: Path, place: str, /) -> None:
+    """Copy a data set into a bucket, from where arnas prepare --path reads it; half an upload is not read.
+
+    Example: arnas upload cifar-10-batches-py s3://arnas/data/cifar-10
+
+    Parameters
+    ----------
+    folder
+        Folder to copy, with all that is in it.
+    place
+        Empty place to copy it to: s3://BUCKET/PREFIX.
+    """
+    from arnas import objects
+
+    objects.upload(folder, place)
+
+
+@app.command
 def info(
     genotype: str | None = None,
     /,

@@ -50,7 +50,9 @@ class Prepare(Stage):
         description="digits (bundled with scikit-learn), glyphs (letters A-J drawn in matplotlib's fonts), cifar10 "
         "(a cifar-10-batches-py folder), or folder (a folder of class folders, or one with train/ and test/ in it).",
     )
-    path: str | None = Field(None, description="Where the data set lies; digits and glyphs need none.")
+    path: str | None = Field(
+        None, description="Where the data set lies: a folder, or s3://BUCKET/PREFIX; digits and glyphs need none."
+    )
     image_size: int | None = Field(
         None, ge=8, le=512, description="Resize to this many pixels a side (default: as stored)."
     )

@@ -94,10 +94,11 @@ class Bucket:
     def __init__(self, place: str | Path, patience: Patience = patience):
         self.place = str(place).rstrip("/")
         self.patience = patience
+        patience()  # a value that cannot be used is said now, and not in an outage
         self.name, _, prefix = self.place.removeprefix("s3://").partition("/")
         self.prefix = f"{prefix}/" if prefix else ""
         try:
-            check_bucket_name(self.name)
+            check_bucket_name(self.name, strict=True)
         except ValueError as error:
             raise InvalidInput(f"{place} names no bucket ({error}); write s3://BUCKET/PREFIX.") from None
         self._client, self.endpoint = _connect()
@@ -255,36 +256,35 @@ class Bucket:
         )
 
 
-def download(place: str | Path, folder: Path, begin: Callable[[int], Callable[[int], None]]) -> None:
-    """Copy what lies below a place in a bucket into a folder.
-
-    Args:
-        begin: Is told how many bytes there are; what it returns is told the bytes of every file that is done.
+def download(place: str | Path, folder: Path) -> None:
+    """Copy what lies below a place in a bucket into a folder, saying how far it is.
 
     Raises:
-        InvalidInput: Nothing lies there, an upload to it is unfinished, or an object is damaged.
+        InvalidInput: Nothing lies there, an upload to it is unfinished, an object is damaged, or the folder cannot be
+            written.
     """
     bucket = Bucket(place)
     entries = bucket.list()
     if not entries:
-        raise InvalidInput(f"{place} holds no object; name the place of a data set.")
+        raise InvalidInput(f"{place} holds nothing; name the place of a data set.")
     if _UNFINISHED in entries:
         raise InvalidInput(f"The upload to {place} is not finished; repeat it.")
-    advance = begin(sum(entry.size for entry in entries.values()))
+    progress = _Progress(f"reading {place}", sum(entry.size for entry in entries.values()))
     for name, entry in entries.items():
         file = folder / name
         if not file.resolve().is_relative_to(folder.resolve()):
-            raise InvalidInput(
-                f"{place} holds an object of the name {name!r}, which is no place in a folder; remove it."
-            )
-        file.parent.mkdir(parents=True, exist_ok=True)
-        if not bucket.get(name, file):
-            raise InvalidInput(f"{place}/{name} was removed while it was read; try again.")
-        advance(entry.size)
+            raise InvalidInput(f"{place} holds an object named {name!r}, which is no name for a file; remove it.")
+        try:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            if not bucket.get(name, file):
+                raise InvalidInput(f"{place}/{name} was removed while it was read; try again.")
+        except OSError as error:
+            raise InvalidInput(f"{file} cannot be written: {error.strerror}; make space, or set TMPDIR.") from None
+        progress.advance(entry.size)
 
 
-def upload(folder: Path, place: str | Path, begin: Callable[[int], Callable[[int], None]]) -> None:
-    """Copy a folder to a place in a bucket, which must be empty or hold the beginning of this upload.
+def upload(folder: Path, place: str | Path) -> None:
+    """Copy a folder to a place in a bucket that is empty, or holds the beginning of this upload.
 
     Raises:
         InvalidInput: There is no such folder, or the place is taken.
@@ -297,13 +297,27 @@ def upload(folder: Path, place: str | Path, begin: Callable[[int], Callable[[int
     if present and _UNFINISHED not in present:
         raise InvalidInput(f"{place} holds objects already; name an empty place.")
     bucket.put(_UNFINISHED, b"")
-    advance = begin(sum(file.stat().st_size for file in files.values()))
+    progress = _Progress(f"writing {place}", sum(file.stat().st_size for file in files.values()))
     for name, file in files.items():
         bucket.put(name, file)
-        advance(file.stat().st_size)
+        progress.advance(file.stat().st_size)
     for name in present.keys() - files.keys() - {_UNFINISHED}:
         bucket.remove(name)
     bucket.remove(_UNFINISHED)
+
+
+class _Progress:
+    """A line every five seconds, and one at the end."""
+
+    def __init__(self, what: str, total: int):
+        self.what, self.total, self.done = what, total, 0
+        self._said = time.monotonic()
+
+    def advance(self, count: int) -> None:
+        self.done += count
+        if self.done == self.total or time.monotonic() - self._said > 5:
+            self._said = time.monotonic()
+            _say(f"{self.what}: {self.done / 1e6:.1f} of {self.total / 1e6:.1f} MB.")
 
 
 def _connect() -> tuple[Minio, str]:
@@ -373,7 +387,9 @@ def _passing(error: Exception) -> str | None:
     cause = error.args[0] if isinstance(error, urllib3.exceptions.SSLError) else error.__cause__
     if isinstance(cause, ssl.SSLError) and not isinstance(cause, ssl.SSLEOFError | ssl.SSLZeroReturnError):
         return None
-    return getattr(cause, "strerror", None) or type(error).__name__
+    if isinstance(error, urllib3.exceptions.TimeoutError):
+        return "no answer in time"
+    return getattr(cause, "strerror", None) or "connection broken"
 
 
 def _answer(error: Exception) -> tuple[str, int]:

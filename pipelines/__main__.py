@@ -84,7 +84,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     run.add_argument("--preset", required=True, help=f"settings: {', '.join(presets())}, or a YAML file of your own")
     run.add_argument(
-        "--data", metavar="PATH", help="where the data set lies; digits comes with the library and needs none"
+        "--data",
+        metavar="PLACE",
+        help="where the data set lies: a folder, or s3://BUCKET/PREFIX; digits comes with the library and needs none",
     )
     run.add_argument("--output", metavar="DIR", help="folder for results, checkpoints and log (default: out/PRESET)")
     run.add_argument(

@@ -20,7 +20,7 @@ from pathlib import Path
 from types import FrameType
 from typing import IO, Any
 
-from arnas import config
+from arnas import config, objects
 from arnas.errors import InvalidInput
 from arnas.reporting.table import table
 
@@ -43,7 +43,7 @@ def run(
     Args:
         preset: Name of a preset, or path of a YAML file.
         output: Folder for results, checkpoints and the log (default: out/PRESET).
-        data: Where the data set of the settings' section prepare lies.
+        data: Where the data set of the settings' section prepare lies: a folder, or s3://BUCKET/PREFIX.
         overrides: Changes of the preset, nested or dotted.
         models: Which of the settings' models to train (default: all).
         device: auto, cpu, cuda, cuda:N or mps.
@@ -55,7 +55,9 @@ def run(
         InvalidInput: A setting is wrong, the data is missing, or another run works in `output`; nothing was started.
     """
     overrides = overrides or {}
-    where = str(Path(data).expanduser().resolve()) if data else ""
+    where = str(data or "")
+    if data and not objects.is_place(data):
+        where = str(Path(data).expanduser().resolve())
     settings = config.load(preset, overrides | ({"prepare.path": where} if data else {}))
     _require_data(settings)
     if device not in ("auto", "cpu"):
@@ -92,7 +94,9 @@ def _require_data(settings: config.Settings) -> None:
             raise InvalidInput(
                 f"The data set of section {section}, {prepare.dataset}, is not bundled; say where it lies by {option}."
             )
-        if prepare.path is not None and not Path(prepare.path).exists():
+        if prepare.path is None or objects.is_place(prepare.path):
+            continue  # the first task finds out
+        if not Path(prepare.path).exists():
             raise InvalidInput(f"There is no {prepare.path}; {option} must name the data set ({prepare.dataset}).")
 
 

@@ -47,3 +47,13 @@ def bucket(minio, monkeypatch):
     name = f"bucket-{secrets.token_hex(4)}"
     minio.client().make_bucket(name)
     return f"s3://{name}/some/prefix"
+
+
+@pytest.fixture
+def own_minio(needs_minio, tmp_path, monkeypatch):
+    """A MinIO that a test may kill, with a bucket of the name bucket; the environment leads to it."""
+    with minio_server.Server(tmp_path / "minio") as server:
+        for name, value in server.environment.items():
+            monkeypatch.setenv(name, value)
+        server.client().make_bucket("bucket")
+        yield server

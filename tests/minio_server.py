@@ -13,6 +13,7 @@ import ssl
 import subprocess
 import sys
 import time
+import urllib.error
 import urllib.request
 from pathlib import Path
 
@@ -108,9 +109,13 @@ class Server:
         self.process.send_signal(signal.SIGCONT)
 
     def _ready(self):
+        """Whether it answers requests; /minio/health/ready says yes some time before."""
+        context = ssl._create_unverified_context() if self.certificate else None
         try:
-            context = ssl._create_unverified_context() if self.certificate else None
-            urllib.request.urlopen(f"{self.url}/minio/health/ready", timeout=5, context=context).close()
+            urllib.request.urlopen(self.url, timeout=5, context=context).close()
+        except urllib.error.HTTPError as error:
+            error.close()
+            return error.code == 403  # who are you?
         except OSError:
             return False
         return True

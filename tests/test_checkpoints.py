@@ -1,15 +1,23 @@
+import io
 import os
+import random
 import signal
 import subprocess
 import sys
+import threading
+import time
+from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from arnas import checkpoints, objects
 from arnas.checkpoints import CheckpointStore, Keeper
-from arnas.errors import Interrupted, InvalidInput
+from arnas.errors import Interrupted, InvalidInput, Unreachable
+
+KEY, OTHER = 32 * "0a", 32 * "0b"
 
 tensors = st.builds(
     lambda shape, dtype: (100 * torch.rand(shape)).to(dtype),
@@ -34,26 +42,57 @@ def same(left, right):
     return type(left) is type(right) and left == right
 
 
+@pytest.fixture(params=["folder", "bucket"])
+def place(request, tmp_path):
+    """Both kinds of place."""
+    return str(tmp_path / "store") if request.param == "folder" else request.getfixturevalue("bucket")
+
+
+def kept(place):
+    """Names of all files or objects there."""
+    if objects.is_place(place):
+        return list(objects.Bucket(place).list())
+    return sorted(str(file.relative_to(place)) for file in Path(place).rglob("*"))
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.dictionaries(st.text(), nests, max_size=4))
-def test_any_state_comes_back_as_it_was(tmp_path_factory, state):
-    store = CheckpointStore(tmp_path_factory.mktemp("store"))
-    store.save("key", state)
-    assert same(store.load("key"), state)
+def test_any_state_comes_back_as_it_was(place, state):
+    store = CheckpointStore(place)
+    store.save(KEY, state)
+    assert same(store.load(KEY), state)
+    assert same(CheckpointStore(place).load(KEY), state)
 
 
-def test_optimizer_states_come_back(tmp_path):
+def test_optimizer_states_come_back(place):
     weight = torch.nn.Parameter(torch.rand(3))
     optimizer = torch.optim.Adam([weight])
     weight.sum().backward()
     optimizer.step()
-    CheckpointStore(tmp_path).save("key", {"optimizer": optimizer.state_dict()})
+    CheckpointStore(place).save(KEY, {"optimizer": optimizer.state_dict()})
     other = torch.optim.Adam([torch.nn.Parameter(torch.rand(3))])
-    other.load_state_dict(CheckpointStore(tmp_path).load("key")["optimizer"])
+    other.load_state_dict(CheckpointStore(place).load(KEY)["optimizer"])
     assert same(other.state_dict(), optimizer.state_dict())
 
 
-def test_there_is_none_before_one_is_saved(tmp_path):
-    assert CheckpointStore(tmp_path / "none").load("key") is None
+def test_a_state_is_saved_as_it_is_at_that_moment_and_apart_from_what_shares_its_memory(place):
+    weight = torch.arange(12.0).reshape(3, 4)
+    state = {"whole": weight, "part": weight[1], "turned": weight.T, "spread": weight[:1].expand(3, 4)}
+    copies = {name: tensor.clone() for name, tensor in state.items()}
+    CheckpointStore(place).save(KEY, state)
+    weight.zero_()
+    assert same(CheckpointStore(place).load(KEY), copies)
+
+
+def test_there_is_none_before_one_is_saved(place):
+    assert CheckpointStore(place).load(KEY) is None
+
+
+def test_keys_are_apart(place):
+    store = CheckpointStore(place)
+    for number, key in enumerate([KEY, OTHER, KEY]):
+        store.save(key, {"number": number})
+    assert (store.load(KEY), store.load(OTHER)) == ({"number": 2}, {"number": 1})
 
 
 def test_a_damaged_checkpoint_is_named_and_not_believed(tmp_path):
@@ -65,11 +104,67 @@ def test_a_damaged_checkpoint_is_named_and_not_believed(tmp_path):
         store.load("key")
 
 
+def test_a_damaged_object_is_named_and_not_believed(bucket, minio):
+    CheckpointStore(bucket).save(KEY, {"weight": torch.rand(100)})
+    (name,) = kept(bucket)
+    shelf = objects.Bucket(bucket)
+    content = minio.client().get_object(shelf.name, shelf.prefix + name).data
+    for damaged in (content[:-50], content[:-1] + bytes([content[-1] ^ 1])):  # a bit of a weight: no format shows that
+        minio.client().put_object(shelf.name, shelf.prefix + name, io.BytesIO(damaged), len(damaged))
+        with pytest.raises(InvalidInput, match=f"{bucket}/{name} is damaged: its SHA-256 is .*; remove it"):
+            CheckpointStore(bucket).load(KEY)
+
+
 def test_a_folder_that_cannot_be_written_is_one_sentence(tmp_path):
     (tmp_path / "file").touch()
-    with pytest.raises(InvalidInput, match="cannot be written"):
-        CheckpointStore(tmp_path / "file" / "store").save("key", {})
+    for use in (CheckpointStore.open, lambda place: CheckpointStore(place).save("key", {})):
+        with pytest.raises(InvalidInput, match="cannot be written"):
+            use(tmp_path / "file" / "store")
 
+
+def test_a_bucket_that_is_not_there_is_found_before_work_starts(bucket):
+    with pytest.raises(InvalidInput, match="There is no bucket nobody-made-this"):
+        CheckpointStore.open("s3://nobody-made-this")
+
+
+# What is removed
+
+
+def test_a_key_keeps_its_last_state_only(place):
+    store = CheckpointStore.open(place)
+    for number in range(3):
+        store.save(KEY, {"number": number})
+    assert len(kept(place)) == 1
+
+
+def test_the_same_state_is_stored_once_more_and_can_come_back(place):
+    store = CheckpointStore(place)
+    for number in (1, 1, 2, 1):
+        store.save(KEY, {"number": number})
+        assert store.load(KEY) == {"number": number}
+
+
+def test_states_that_are_old_are_removed_when_a_store_is_opened_and_nothing_else_is(place, monkeypatch):
+    CheckpointStore(place).save(KEY, {})
+    CheckpointStore(place).save("no-digest", {})
+    CheckpointStore.open(place)
+    assert len(kept(place)) == 2
+    monkeypatch.setattr(checkpoints, "KEPT_DAYS", -1)
+    CheckpointStore.open(place)
+    assert len(kept(place)) == 1 and kept(place)[0].startswith("no-digest")
+
+
+def test_what_a_killed_writer_left_in_a_folder_is_removed_after_a_day(tmp_path):
+    for name, age in {"new": 0, "old": 2}.items():
+        (tmp_path / f".{KEY}.safetensors.{name}").mkdir()
+        (tmp_path / f".{KEY}.safetensors.{name}" / "half").touch()
+        written = time.time() - age * 24 * 3600
+        os.utime(tmp_path / f".{KEY}.safetensors.{name}", (written, written))
+    CheckpointStore.open(tmp_path)
+    assert [entry.name for entry in tmp_path.iterdir()] == [f".{KEY}.safetensors.new"]
+
+
+# Writers that are killed, and writers that meet
 
 WRITER = """
 import sys, torch
@@ -78,20 +173,116 @@ store = CheckpointStore(sys.argv[1])
 number = 0
 while True:
     number += 1
-    store.save("key", {"number": number, "weight": torch.full((200_000,), float(number))})
+    store.save(sys.argv[2], {"number": number, "weight": torch.full((int(sys.argv[3]),), float(number))})
     print(number, flush=True)
 """
 
 
-def test_a_writer_killed_at_any_moment_leaves_a_whole_checkpoint(tmp_path):
+def writer(place, size=200_000):
+    command = [sys.executable, "-c", WRITER, str(place), KEY, str(size)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+
+
+def whole(state, size):
+    return torch.equal(state["weight"], torch.full((size,), float(state["number"])))
+
+
+def test_a_writer_killed_at_any_moment_leaves_a_whole_checkpoint(place):
     for saves in (1, 2, 4):
-        with subprocess.Popen([sys.executable, "-c", WRITER, tmp_path], stdout=subprocess.PIPE, text=True) as writer:
+        with writer(place) as process:
             for _ in range(saves):
-                seen = int(writer.stdout.readline())
-            writer.kill()
-        state = CheckpointStore(tmp_path).load("key")
-        assert state["number"] >= seen
-        assert torch.equal(state["weight"], torch.full((200_000,), float(state["number"])))
+                seen = int(process.stdout.readline())
+            process.kill()
+        state = CheckpointStore(place).load(KEY)
+        assert state["number"] >= seen and whole(state, 200_000)
+
+
+def test_a_writer_killed_amid_an_upload_leaves_what_was_there(bucket, monkeypatch):
+    size = 20_000_000
+    CheckpointStore(bucket).save(KEY, {"number": 0, "weight": torch.zeros(size)})
+    before = kept(bucket)
+    with writer(bucket, size) as process:
+        shelf = objects.Bucket(bucket)
+        uploads = lambda: shelf._client._list_multipart_uploads(shelf.name, prefix=shelf.prefix).uploads  # noqa: E731
+        time.sleep(0)
+        process.kill()
+    assert kept(bucket) == before and whole(CheckpointStore(bucket).load(KEY), size)
+
+
+def test_a_server_killed_amid_uploads_loses_nothing(own_minio):
+    size, place = 5_000_000, "s3://bucket/prefix"
+    store = CheckpointStore.open(place)
+    done, kills = threading.Event(), 0
+
+    def killer():
+        nonlocal kills
+        while not done.wait(random.uniform(0.05, 0.4)):
+            own_minio.kill()
+            kills += 1
+            own_minio.start()
+
+    thread = threading.Thread(target=killer)
+    thread.start()
+    number = 0
+    while kills < 4:
+        number += 1
+        store.save(KEY, {"number": number, "weight": torch.full((size,), float(number))})
+        state = store.load(KEY)
+        assert state["number"] == number and whole(state, size)
+    done.set()
+    thread.join()
+    assert CheckpointStore(place).load(KEY)["number"] == number and len(kept(place)) == 1
+
+
+def test_two_writers_and_a_reader_at_once_see_whole_states_and_agree(place):
+    seen = []
+    with writer(place) as first, writer(place) as second:
+        for process in (first, second):
+            process.stdout.readline()
+        for _ in range(30):
+            state = CheckpointStore(place).load(KEY)
+            assert whole(state, 200_000)
+            seen.append(state["number"])
+        first.kill()
+        second.kill()
+    assert len(set(seen)) > 1
+    assert same(CheckpointStore(place).load(KEY), CheckpointStore(place).load(KEY))
+    CheckpointStore(place).save(KEY, {})
+    assert len([name for name in kept(place) if not name.startswith(".")]) == 1
+
+
+def test_an_upload_that_ends_late_neither_replaces_a_later_state_nor_removes_it(bucket, monkeypatch):
+    slow, quick = CheckpointStore(bucket), CheckpointStore(bucket)
+    slow.save(KEY, {"number": 0})
+    put = slow._shelf.bucket.put
+
+    def late(name, content):
+        for number in (1, 2, 3):
+            quick.save(KEY, {"number": number})
+        put(name, content)
+
+    monkeypatch.setattr(slow._shelf.bucket, "put", late)
+    slow.save(KEY, {"number": 1})
+    assert slow.load(KEY) == quick.load(KEY) == {"number": 3}
+    quick.save(KEY, {"number": 4})
+    assert quick.load(KEY) == {"number": 4} and len(kept(bucket)) == 1
+
+
+def test_a_reader_that_finds_a_state_removed_takes_the_later_one(bucket, monkeypatch):
+    reader = CheckpointStore(bucket)
+    reader.save(KEY, {"number": 1})
+    get = reader._shelf.bucket.get
+
+    def late(*arguments):
+        if len(kept(bucket)) == 1 and "000000000-" in kept(bucket)[0]:
+            CheckpointStore(bucket).save(KEY, {"number": 2})
+        return get(*arguments)
+
+    monkeypatch.setattr(reader._shelf.bucket, "get", late)
+    assert reader.load(KEY) == {"number": 2}
+
+
+# The keeper
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
@@ -111,3 +302,27 @@ def test_the_state_is_saved_when_the_interval_has_passed(tmp_path):
     with Keeper(CheckpointStore(tmp_path), "key", "search", interval=0) as keeper:
         keeper.offer(lambda: {"step": 1})
         assert keeper.restore() == {"step": 1}
+
+
+def test_a_process_that_is_asked_to_stop_does_not_wait_for_a_store_that_is_away(own_minio, monkeypatch, capfd):
+    monkeypatch.setattr(checkpoints, "LAST_PATIENCE", 1.0)
+    store = CheckpointStore.open("s3://bucket/prefix")
+    store.save(KEY, {"step": 0})
+    own_minio.kill()
+    with pytest.raises(Interrupted) as left, Keeper(store, KEY, "search", interval=0) as keeper:
+        timer = threading.Timer(2, os.kill, (os.getpid(), signal.SIGTERM))
+        timer.start()
+        began = time.monotonic()
+        keeper.offer(lambda: {"step": 1})
+    assert 2 < time.monotonic() - began < 60
+    assert left.value.code == 128 + signal.SIGTERM and "its last steps could not be saved" in left.value.message
+    own_minio.start()
+    assert CheckpointStore("s3://bucket/prefix").load(KEY) == {"step": 0}
+    assert not store.hurried
+
+
+def test_a_store_that_stays_away_ends_the_stage(own_minio, monkeypatch):
+    monkeypatch.setenv("ARNAS_S3_PATIENCE", "1")
+    own_minio.kill()
+    with pytest.raises(Unreachable), Keeper(CheckpointStore("s3://bucket"), KEY, "search") as keeper:
+        keeper.save({})

@@ -15,7 +15,7 @@ import arnas
 from arnas import cli, config
 from arnas.errors import Diverged, Interrupted, InvalidInput
 
-COMMANDS = ("prepare", "search", "derive", "retrain", "whitebox", "blackbox", "transfer", "report", "info")
+COMMANDS = ("prepare", "search", "derive", "retrain", "whitebox", "blackbox", "transfer", "report", "upload", "info")
 
 
 @pytest.fixture

@@ -87,6 +87,10 @@ def test_arnas_knows_nothing_of_kubeflow(file):
     assert not {module for module in imports(file) if module.split(".")[0] in ("kfp", "kubernetes", "kubeflow")}
 
 
+def test_one_source_talks_to_the_object_store():
+    assert [name_of(file) for file in SOURCES if "minio" in imports(file)] == ["arnas.objects"]
+
+
 def test_components_and_pipelines_load_without_torch():
     modules = [name_of(file) for file in SOURCES if not name_of(file).startswith("arnas")]
     code = f"import importlib, sys\nfor name in {modules}: importlib.import_module(name)\nprint('torch' in sys.modules)"

@@ -1,5 +1,6 @@
 """Prepare: read a data set, split it, and write the image set that all other stages read."""
 
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from torchvision.transforms.v2.functional import resize
 
-from arnas import artifacts, runtime
+from arnas import artifacts, objects, runtime
 from arnas.config import Prepare
 from arnas.data import catalog
 from arnas.data.catalog import Source
@@ -35,7 +36,7 @@ def run(output: str | Path, settings: Prepare) -> dict[str, Any]:
     """
     artifacts.require_writable(output)
     origin = runtime.Origin()
-    source = catalog.read(settings)
+    source = _read(settings)
     _, _, height, width = source.images.shape
     if min(settings.image_size or height, settings.image_size or width) < 8:
         raise InvalidInput(f"prepare: images of {width} x {height} pixels are too small; set image_size to 8 or more.")
@@ -61,6 +62,18 @@ def run(output: str | Path, settings: Prepare) -> dict[str, Any]:
         "classes": len(source.classes),
         **{name: len(indices) for name, indices in splits.items()},
     }
+
+
+def _read(settings: Prepare) -> Source:
+    """The data set; one that lies in a bucket is copied to this machine for as long as it is read."""
+    if settings.path is None or not objects.is_place(settings.path):
+        return catalog.read(settings)
+    with tempfile.TemporaryDirectory(prefix="arnas-data-") as folder:
+        objects.download(settings.path, Path(folder))
+        try:
+            return catalog.read(settings.model_copy(update={"path": folder}))
+        except InvalidInput as error:
+            raise InvalidInput(str(error).replace(folder, settings.path)) from None
 
 
 def split(source: Source, settings: Prepare) -> dict[str, Tensor]:
