@@ -1,4 +1,4 @@
-"""What a Kubeflow task does around its stage: find the store, count the promised GPUs, describe what was written.
+"""What a Kubeflow task does around its stage: find the store, read numbers out of text, describe what was written.
 
 Components call this so that each remains a signature, a docstring and one call. Nothing here knows Kubeflow: an
 artifact is whatever has a `path` and a `metadata` dictionary.
@@ -36,6 +36,17 @@ def gpus(promised: str) -> int:
     if not promised.isdecimal():
         raise InvalidInput(f"gpus = {promised!r} is no number of GPUs; give 0 for none, or 1, 2 and so on.")
     return int(promised)
+
+
+def seeded(overrides: Mapping[str, Any], seed: str) -> dict[str, Any]:
+    """Overrides of settings, and among them a seed, unless its text is empty.
+
+    Raises:
+        InvalidInput: The text is no number from 0.
+    """
+    if seed and not seed.isdecimal():
+        raise InvalidInput(f"seed = {seed!r} is no seed; give 0, 1, 2 and so on, or nothing for that of the settings.")
+    return {**overrides} | ({"seed": int(seed)} if seed else {})
 
 
 def record(artifact: Artifact, figures: Mapping[str, Any], metrics: Artifact | None = None) -> None:

@@ -17,8 +17,8 @@ from arnas.errors import InvalidInput
 from pipelines.placement import load
 
 ROOT = Path(__file__).resolve().parents[1]
-STAGES = ("prepare", "search", "derive", "retrain", "whitebox", "merge", "blackbox", "transfer", "report")
-PIPELINES = ("arnas", "transfer")
+STAGES = ("prepare", "search", "derive", "retrain", "whitebox", "merge", "blackbox", "transfer", "seeds", "report")
+PIPELINES = ("arnas", "transfer", "seeds")
 
 
 def compile_all(
@@ -113,6 +113,16 @@ attacked = blackbox(networks=networks, images=prepared.outputs["images"], preset
 {SEARCHED}others = prepare(preset="digits", section="transfer")
 given = {{"genotype": derived.outputs["genotype"], "images": others.outputs["images"]}}
 transferred = transfer(**given, preset="digits", **STORE)
+""",
+    "seeds": f"""\
+{PREPARED}given = {{"images": prepared.outputs["images"], "preset": "digits"}}
+with dsl.ParallelFor(["0", "1", "2"]) as seed:
+    searched = search(seed=seed, **given, **STORE)
+    derived = derive(supernet=searched.outputs["supernet"])
+    trained = retrain(genotype=derived.outputs["genotype"], seed=seed, **given, **STORE)
+    attacked = whitebox(network=trained.outputs["network"], **given, **STORE)
+genotypes = dsl.Collected(derived.outputs["genotype"])
+summarised = seeds(genotypes=genotypes, evaluations=dsl.Collected(attacked.outputs["evaluation"]))
 """,
     "report": f"""\
 {SEARCHED}given = {{"images": prepared.outputs["images"], "preset": "digits"}}

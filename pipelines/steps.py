@@ -12,6 +12,7 @@ from components.prepare.component import prepare
 from components.report.component import report
 from components.retrain.component import retrain
 from components.search.component import search
+from components.seeds.component import seeds
 from components.transfer.component import transfer
 from components.whitebox.component import whitebox
 from pipelines.placement import Placement, place
@@ -48,14 +49,14 @@ class Steps:
         task.set_caching_options(False)  # a cache would not see that the files changed
         return task.outputs["images"]
 
-    def search(self, images: Any) -> tuple[Any, Any]:
+    def search(self, images: Any, seed: Any = "") -> tuple[Any, Any]:
         """The searched supernet, and the genotype that follows from it."""
-        supernet = self.place(search(images=images, **self.computing)).outputs["supernet"]
+        supernet = self.place(search(images=images, seed=seed, **self.computing)).outputs["supernet"]
         return supernet, self.place(derive(supernet=supernet)).outputs["genotype"]
 
-    def retrain(self, images: Any, genotype: Any, model: Any) -> Any:
+    def retrain(self, images: Any, genotype: Any, model: Any, seed: Any = "") -> Any:
         """A trained network."""
-        task = self.place(retrain(images=images, genotype=genotype, model=model, **self.computing))
+        task = self.place(retrain(images=images, genotype=genotype, model=model, seed=seed, **self.computing))
         return task.outputs["network"]
 
     def whitebox(self, network: Any, images: Any, shards: Any) -> Any:
@@ -72,6 +73,10 @@ class Steps:
         """A network of the genotype, trained on another image set, and its evaluation."""
         outputs = self.place(transfer(genotype=genotype, images=images, **self.computing)).outputs
         return outputs["network"], outputs["evaluation"]
+
+    def seeds(self, genotypes: Any, evaluations: Any) -> Any:
+        """What searches of several seeds have in common, and how far they differ."""
+        return self.place(seeds(genotypes=genotypes, evaluations=evaluations)).outputs["summary"]
 
     def report(self, **found: Any) -> Any:
         """The page and the scores, of artifacts by the names of the component's inputs."""

@@ -12,6 +12,7 @@ def retrain(
     model: str = "searched",
     preset: str = "cifar10",
     overrides: dict = {},
+    seed: str = "",
     checkpoints: str = "/checkpoints",
     endpoint: str = "",
     device: str = "auto",
@@ -27,6 +28,7 @@ def retrain(
         preset: Name of a preset of settings (smoke, digits, cifar10-cpu, cifar10), or path of a YAML file. Default:
             cifar10.
         overrides: Changes of the preset, such as {"retrain.epochs": 3}; every setting can be changed so. Default: none.
+        seed: Seed of every random choice, as text, from 0. Default: none, the settings say it.
         checkpoints: Where unfinished work is kept: a folder that outlives the task, or s3://BUCKET/PREFIX. A task that
             was interrupted goes on from there. Default: /checkpoints.
         endpoint: Address of the store where checkpoints are s3://..., such as http://minio.example:9000. Default: what
@@ -42,7 +44,7 @@ def retrain(
     from arnas.stages import retrain
 
     task.use_store(endpoint)
-    settings = config.load(preset, overrides).recipe(model)
+    settings = config.load(preset, task.seeded(overrides, seed)).recipe(model)
     source = genotype.path if genotype else None
     figures = retrain.run(
         images.path,

@@ -10,6 +10,7 @@ def search(
     metrics: dsl.Output[dsl.Metrics],
     preset: str = "cifar10",
     overrides: dict = {},
+    seed: str = "",
     checkpoints: str = "/checkpoints",
     endpoint: str = "",
     device: str = "auto",
@@ -22,6 +23,7 @@ def search(
         preset: Name of a preset of settings (smoke, digits, cifar10-cpu, cifar10), or path of a YAML file. Default:
             cifar10.
         overrides: Changes of the preset, such as {"search.epochs": 3}; every setting can be changed so. Default: none.
+        seed: Seed of every random choice, as text, from 0. Default: none, the settings say it.
         checkpoints: Where unfinished work is kept: a folder that outlives the task, or s3://BUCKET/PREFIX. A task that
             was interrupted goes on from there. Default: /checkpoints.
         endpoint: Address of the store where checkpoints are s3://..., such as http://minio.example:9000. Default: what
@@ -37,7 +39,7 @@ def search(
     from arnas.stages import search
 
     task.use_store(endpoint)
-    settings = config.load(preset, overrides).search
+    settings = config.load(preset, task.seeded(overrides, seed)).search
     figures = search.run(
         images.path, supernet.path, settings, checkpoints=checkpoints, device=device, gpus=task.gpus(gpus)
     )

@@ -33,6 +33,7 @@ OUTPUTS = {
     "merge": ["evaluation", "metrics"],
     "blackbox": ["evaluation", "metrics"],
     "transfer": ["network", "evaluation", "metrics"],
+    "seeds": ["summary", "metrics"],
     "report": ["html", "scores"],
 }
 # floats, since KFP sends numbers so
@@ -51,7 +52,9 @@ def call(stage: str, monkeypatch: pytest.MonkeyPatch, **more: Any) -> tuple[mock
     monkeypatch.setattr(task, "describe", lambda path: {"seed": 3})
     artifacts = {name: artifact(name) for name in [*INPUTS.get(stage, []), *OUTPUTS[stage]]}
     component = getattr(import_module(f"components.{stage}.component"), stage)
-    component.python_func(**artifacts, **({} if stage in ("derive", "merge") else {"overrides": OVERRIDES}), **more)
+    component.python_func(
+        **artifacts, **({} if stage in ("derive", "merge", "seeds") else {"overrides": OVERRIDES}), **more
+    )
     fake.assert_called_once()
     return fake.call_args, artifacts
 
@@ -110,6 +113,20 @@ def test_merge_passes_all_shards_and_logs_accuracies(monkeypatch: pytest.MonkeyP
     told, artifacts = call("merge", monkeypatch, shards=[artifact("a"), artifact("b")])
     assert told == mock.call(["/at/a", "/at/b"], "/at/evaluation")
     assert artifacts["metrics"].metadata == NUMBERS
+
+
+def test_seeds_passes_genotypes_and_evaluations_in_their_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    lists = {"genotypes": [artifact("a"), artifact("b")], "evaluations": [artifact("c"), artifact("d")]}
+    told, artifacts = call("seeds", monkeypatch, **lists)
+    assert told == mock.call(["/at/a", "/at/b"], ["/at/c", "/at/d"], "/at/summary")
+    assert artifacts["metrics"].metadata == NUMBERS
+
+
+@pytest.mark.parametrize("stage", ["search", "retrain"])
+def test_a_seed_takes_the_place_of_the_settings_own(stage: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert [call(stage, monkeypatch, seed=seed)[0].args[2].seed for seed in ("", "7")] == [0, 7]
+    with pytest.raises(InvalidInput, match="seed = '-1' is no seed"):
+        call(stage, monkeypatch, seed="-1")
 
 
 def test_blackbox_passes_all_models_in_their_order(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,7 +12,7 @@ from pipelines import placement
 from pipelines.generate import PIPELINES, ROOT, compile_all
 
 GPU = {"search", "retrain", "whitebox", "blackbox", "transfer"}
-CPU = {"prepare", "derive", "merge", "report"}
+CPU = {"prepare", "derive", "merge", "seeds", "report"}
 
 
 class Task:
