@@ -39,7 +39,7 @@ typecheck: .venv/dev ## Check types
 bench: .venv/dev ## Run the benchmarks; each prints a ratio against a baseline of the same run
 	@set -e; for file in benchmarks/*.py; do echo "$$file"; $(BIN)/python "$$file"; done
 
-generate: .venv/runtime ## Write the component and pipeline YAML anew
+generate: .venv/runtime ## Write anew what is generated: YAML of components and pipelines, READMEs of components
 	$(BIN)/python -m pipelines compile
 
 lock: .venv/dev ## Write the locks anew from pyproject.toml; with UPGRADE=1, to the newest versions

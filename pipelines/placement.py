@@ -24,6 +24,9 @@ COMMITTED = Path(__file__).with_suffix(".yaml")
 #: Placement that a run may choose: fields of Placement that are parameters of the pipelines
 RUN = ("gpus", "accelerator", "gpu_pool", "gpu_tolerations", "cpu_pool", "endpoint", "secret", "pull_secret")
 
+#: Seconds that a pod may wait for its turn, all attempts together
+QUEUED = 30 * 24 * 3600
+
 CA_FOLDER = "/var/run/arnas-s3"
 
 Cpu = Annotated[str, StringConstraints(pattern=r"^([1-9]\d*m|\d+(\.\d+)?)$")]
@@ -66,6 +69,7 @@ class Tasks(_Model):
     memory: Memory
     shared_memory: Bytes | None = Field(description="Size of /dev/shm, in memory; none leaves the runtime's 64Mi.")
     hours: float = Field(gt=0, le=24 * 365, description="An attempt that lasts longer is stopped, and tried again.")
+    tolerations: list[Toleration] = Field(description="Of taints on the nodes.")
     affinity: dict[str, Any] = Field(description="A Kubernetes NodeAffinity, beside the pool's labels.")
     queue: Name | None = Field(description="Local queue of Kueue.")
     priority: Name | None = Field(description="WorkloadPriorityClass of Kueue.")
@@ -96,7 +100,9 @@ class Placement(_Model):
         description="Name of the GPUs as a resource, such as nvidia.com/gpu, nvidia.com/mig-1g.10gb or amd.com/gpu.",
     )
     gpu_pool: dict[str, str] = Field(description='Labels of the nodes of these tasks, such as {"pool": "gpu"}.')
-    gpu_tolerations: list[Toleration] = Field(description="Tolerations of these tasks, as in a pod.")
+    gpu_tolerations: list[Toleration] = Field(
+        description="Tolerations of these tasks, as in a pod, besides those that were compiled in."
+    )
     cpu_pool: dict[str, str] = Field(description="Labels of the nodes of all other tasks.")
     endpoint: str = Field(
         pattern=r"^(https?://[^\s@]+)?$", description="Address of the store, where checkpoints or data are s3://..."
@@ -126,13 +132,13 @@ class Placement(_Model):
         return round(tasks.hours * 3600)
 
     def longest(self, tasks: Tasks) -> int:
-        """Seconds that all attempts and the waits between them take at most.
+        """Seconds that all attempts take at most, with the waits between them and a month in queues.
 
-        Argo begins no attempt later than that after the first began, and stops the running one: KFP's default of an
-        hour would end every long training at its first preemption.
+        Argo begins no attempt later than that after the first one, and stops the one that runs: KFP's default of an
+        hour would end every long training at its first eviction.
         """
         waits: list[int] = [self.retries.wait * self.retries.factor**attempt for attempt in range(self.retries.count)]
-        return (self.retries.count + 1) * self.seconds(tasks) + sum(waits)
+        return (self.retries.count + 1) * self.seconds(tasks) + sum(waits) + QUEUED
 
 
 def load(file: str | Path | None = None) -> Placement:
@@ -240,6 +246,8 @@ def _give(task: dsl.PipelineTask, tasks: Tasks) -> None:
         task.set_memory_limit(tasks.memory.limit)
     if tasks.shared_memory:
         kubernetes.empty_dir_mount(task, "shm", "/dev/shm", medium="Memory", size_limit=tasks.shared_memory)
+    for toleration in tasks.tolerations:
+        kubernetes.add_toleration_json(task, toleration.model_dump(exclude_none=True))
     if tasks.affinity:
         kubernetes.add_node_affinity_json(task, tasks.affinity)
     if tasks.queue:

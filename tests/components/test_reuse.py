@@ -10,6 +10,7 @@ import threading
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -18,8 +19,12 @@ from kfp import compiler
 
 from arnas import artifacts
 from arnas.config import Prepare
+from arnas.objects import Bucket
 from arnas.stages import prepare
+from components.search.component import search
 from pipelines.generate import ROOT, STAGES
+
+SETTINGS = Prepare(dataset="digits", holdout_fraction=0.2, train_limit=160, test_limit=60)
 
 
 def run_foreign(stage: str, root: Path, **uris: str) -> dict[str, Any]:
@@ -39,8 +44,7 @@ def run_foreign(stage: str, root: Path, **uris: str) -> dict[str, Any]:
 
 
 def test_foreign_pipelines_train_and_attack_with_the_yaml_of_one_component_each(tmp_path: Path) -> None:
-    settings = Prepare(dataset="digits", holdout_fraction=0.2, train_limit=160, test_limit=60)
-    digest = prepare.run(tmp_path / "images", settings)["digest"]
+    digest = prepare.run(tmp_path / "images", SETTINGS)["digest"]
     trained = run_foreign("retrain", tmp_path, images=str(tmp_path / "images"))
     (network,) = (tmp_path / "runs").glob("foreign-*/retrain/network")
     attacked = run_foreign("whitebox", tmp_path, images=str(tmp_path / "images"), network=str(network))
@@ -51,6 +55,25 @@ def test_foreign_pipelines_train_and_attack_with_the_yaml_of_one_component_each(
     assert trained["metrics"]["parameters"] == model["content"]["parameters"]
     assert {"clean", "fgsm", "pgd20", "pgd100"} <= {name.replace("-", "") for name in attacked["metrics"]}
     assert all(0 <= attacked["metrics"][name] <= 1 for name in attacked["metrics"])
+
+
+def test_the_store_of_checkpoints_is_a_parameter_of_the_run(
+    bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    endpoint = os.environ["AWS_ENDPOINT_URL"]
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:1")  # nobody is there
+    prepare.run(tmp_path / "images", SETTINGS)
+    paths = {name: tmp_path / name for name in ("images", "supernet", "metrics")}
+    search.python_func(
+        **{name: SimpleNamespace(path=str(path), metadata={}) for name, path in paths.items()},
+        preset="smoke",
+        checkpoints=bucket,
+        endpoint=endpoint,
+        device="cpu",
+    )
+    digest = artifacts.read(paths["supernet"], "supernet")["digest"]
+    names = Bucket(bucket).list()
+    assert digest and names
 
 
 @pytest.fixture(scope="module")

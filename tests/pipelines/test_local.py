@@ -14,7 +14,8 @@ import pytest
 
 from arnas import artifacts
 from pipelines import local
-from pipelines.__main__ import ROOT, main
+from pipelines.__main__ import main
+from pipelines.local import ROOT
 
 PRESET = "smoke"
 # AutoAttack and the glyphs take long and have tests of their own
