@@ -246,8 +246,8 @@ def _give(task: dsl.PipelineTask, tasks: Tasks) -> None:
         task.set_memory_limit(tasks.memory.limit)
     if tasks.shared_memory:
         kubernetes.empty_dir_mount(task, "shm", "/dev/shm", medium="Memory", size_limit=tasks.shared_memory)
-    for toleration in tasks.tolerations:
-        kubernetes.add_toleration_json(task, toleration.model_dump(exclude_none=True))
+    for each in tasks.tolerations:
+        kubernetes.add_toleration(task, each.key, each.operator, each.value, each.effect, each.tolerationSeconds)
     if tasks.affinity:
         kubernetes.add_node_affinity_json(task, tasks.affinity)
     if tasks.queue:

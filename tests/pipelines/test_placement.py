@@ -67,7 +67,9 @@ gpu_tasks:
       nodeSelectorTerms: [{matchExpressions: [{key: gpu, operator: In, values: [a100, h100]}]}]
   queue: gpus
   priority: low
-cpu_tasks: {hours: 0.5}
+cpu_tasks:
+  hours: 0.5
+  tolerations: [{key: spot, value: "yes", effect: NoExecute, tolerationSeconds: 60}]
 parallelism: 2
 private_ca: true
 environment: {HTTPS_PROXY: "http://proxy.example:3128"}
@@ -177,6 +179,8 @@ def test_a_sites_limits_affinity_queue_and_times_are_those_of_its_kind_of_task(s
             assert labels == {"kueue.x-k8s.io/queue-name": "gpus", "kueue.x-k8s.io/priority-class": "low"}
         else:
             assert "nodeAffinity" not in task.pod and not labels
+            (spot,) = task.pod["tolerations"]
+            assert (spot["operator"], spot["effect"], int(spot["tolerationSeconds"])) == ("Equal", "NoExecute", 60)
             assert task.pod["activeDeadlineSeconds"] == "1800"
         assert task.environment["HTTPS_PROXY"] == "http://proxy.example:3128"
 
