@@ -154,7 +154,7 @@ def load(file: str | Path | None = None) -> Placement:
         except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
             raise InvalidInput(f"{file} cannot be read ({' '.join(str(error).split())}); give a YAML file.") from None
         if not isinstance(changes, dict):
-            raise InvalidInput(f"{file} must hold keys such as gpu_pool:, but holds {changes!r}.")
+            raise InvalidInput(f"{file} must hold keys such as gpu_pool:, but is a {type(changes).__name__}.")
         values = _merged(values, changes)
     _require_no_secrets(values)
     return validate(Placement, values, f"placement {file or COMMITTED.name}")

@@ -34,18 +34,15 @@ class Steps:
         self.site = site
         self.run = run
         self.told = told
-        self.computing = {"checkpoints": checkpoints, "device": device, "gpus": run["gpus"], **self.store, **told}
-
-    @property
-    def store(self) -> dict[str, Any]:
-        return {"endpoint": self.run["endpoint"]}
+        self.reading = {"endpoint": run["endpoint"], **told}
+        self.computing = {"checkpoints": checkpoints, "device": device, "gpus": run["gpus"], **self.reading}
 
     def place(self, task: dsl.PipelineTask) -> dsl.PipelineTask:
         return place(task, self.site, self.run)
 
     def prepare(self, data: Any, section: str = "prepare") -> Any:
         """The image set of a section of the settings."""
-        task = self.place(prepare(data=data, section=section, **self.store, **self.told))
+        task = self.place(prepare(data=data, section=section, **self.reading))
         task.set_caching_options(False)  # a cache would not see that the files changed
         return task.outputs["images"]
 

@@ -219,7 +219,7 @@ def test_mig_and_amd_are_names_in_a_file(tmp_path: Path) -> None:
         ("endpoint: store:9000", r"endpoint = 'store:9000'"),
         ("endpoint: http://me:planted@store", r"endpoint holds a user or password"),
         ("environment: {AWS_SECRET_ACCESS_KEY: planted}", r"AWS_SECRET_ACCESS_KEY would stand in the compiled YAML"),
-        ("- a list", r"must hold keys such as gpu_pool:, but holds"),
+        ("- a list", r"must hold keys such as gpu_pool:, but is a list"),
         ("a: [", r"cannot be read"),
     ],
 )
