@@ -48,13 +48,13 @@ def call(stage: str, monkeypatch: pytest.MonkeyPatch, **more: Any) -> tuple[mock
     """Run a component's function on a stage that only notes how it is called, but insists on the real signature."""
     module = import_module(f"arnas.stages.{stage}")
     fake = mock.create_autospec(module.run, return_value=dict(FIGURES))
-    monkeypatch.setattr(module, "run", fake)
-    monkeypatch.setattr(task, "describe", lambda path: {"seed": 3})
     artifacts = {name: artifact(name) for name in [*INPUTS.get(stage, []), *OUTPUTS[stage]]}
     component = getattr(import_module(f"components.{stage}.component"), stage)
-    component.python_func(
-        **artifacts, **({} if stage in ("derive", "merge", "seeds") else {"overrides": OVERRIDES}), **more
-    )
+    overrides = {} if stage in ("derive", "merge", "seeds") else {"overrides": OVERRIDES}
+    with monkeypatch.context() as patched:
+        patched.setattr(module, "run", fake)
+        patched.setattr(task, "describe", lambda path: {"seed": 3})
+        component.python_func(**artifacts, **overrides, **more)
     fake.assert_called_once()
     return fake.call_args, artifacts
 
