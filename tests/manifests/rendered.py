@@ -34,3 +34,9 @@ def pod_specs(thing):
     if "containers" in thing.get("spec", {}):
         return [(thing["spec"], thing.get("metadata", {}).get("labels", {}))]
     return [found for each in thing.values() for found in pod_specs(each)]
+
+
+def environment(things):
+    """Variables of all containers."""
+    containers = [container for spec, _ in pod_specs(things) for container in spec["containers"]]
+    return [each for container in containers for each in container.get("env", [])]

@@ -2,6 +2,7 @@
 
 import copy
 import json
+import re
 
 import pytest
 from kubernetes import client, config
@@ -31,6 +32,12 @@ def test_a_control_plane_takes_every_object(installed, define, folder):
     define(folder)
     answer = installed.kubectl("apply", "--server-side", "--dry-run=server", "-f-", stdin=text(folder))
     assert len(answer.splitlines()) == len(objects(folder))
+
+
+def test_the_page_shows_what_is_printed(installed):
+    answer = installed.kubectl("apply", "--dry-run=client", "--output=name", "-f-", stdin=text("overlays/laptop"))
+    page = (MANIFESTS.parent / "docs" / "cluster.md").read_text(encoding="utf-8")
+    assert re.findall(r"^(\S+) created$", page, re.MULTILINE) == answer.split()
 
 
 def test_a_control_plane_refuses_what_is_no_manifest(installed):

@@ -5,8 +5,9 @@ import re
 import kubernetes_validate
 import pytest
 import yaml
-from manifests.rendered import COMPONENTS, MANIFESTS, OVERLAYS, label, objects, pod_specs, text
+from manifests.rendered import COMPONENTS, MANIFESTS, OVERLAYS, environment, label, objects, pod_specs, text
 
+from cluster import credentials
 from components import IMAGE
 
 CUSTOM = {"kueue.x-k8s.io", "trainer.kubeflow.org"}  # groups that Kubernetes itself does not have
@@ -55,10 +56,7 @@ def test_images_are_ours_and_others_of_a_fixed_version(rendered):
 
 def test_no_secret_stands_in_a_manifest(rendered):
     assert not [label(thing) for thing in rendered if thing["kind"] == "Secret"]
-    environment = [
-        each for spec, _ in pod_specs(rendered) for container in spec["containers"] for each in container.get("env", [])
-    ]
-    for each in environment:
+    for each in environment(rendered):
         secret = re.search("KEY|SECRET|PASSWORD|TOKEN|USER", each["name"])
         assert bool(secret) == ("secretKeyRef" in each.get("valueFrom", {})), each["name"]
 
@@ -69,6 +67,29 @@ def test_nothing_that_looks_like_a_key_stands_in_any_file():
 
     assert keys("value: c0ffee0123456789") and keys("accesskey: TWluSU8xMjM0NTY3ODk=")
     assert [(file, found) for file in MANIFESTS.rglob("*.yaml") if (found := keys(file.read_text()))] == []
+
+
+def test_the_parts_agree_on_the_store():
+    """Its address, its bucket, and the name of its keys are written down in several places."""
+    found = {label(thing): thing for folder in [OVERLAYS[0], *COMPONENTS] for thing in objects(folder)}
+    service, launcher = found["Service/minio"], found["ConfigMap/kfp-launcher"]["data"]
+    address = f"{service['metadata']['name']}.{service['metadata']['namespace']}:{service['spec']['ports'][0]['port']}"
+    (store,) = yaml.safe_load(launcher["providers"]).values()
+    assert store["default"]["endpoint"] == address
+    assert store["default"]["credentials"]["secretRef"] == {
+        "secretName": credentials.SECRET,
+        "accessKeyKey": "accesskey",
+        "secretKeyKey": "secretkey",
+    }
+    job = found["Job/arnas-bucket"]["spec"]["template"]["spec"]["containers"][0]
+    assert launcher["defaultPipelineRoot"].startswith(f"{job['args'][0]}/")
+    told = environment(list(found.values()))
+    assert {each["value"] for each in told if each["name"] == "AWS_ENDPOINT_URL"} == {f"http://{address}"}
+    references = [each["valueFrom"]["secretKeyRef"] for each in told if "valueFrom" in each]
+    assert {(each["name"], each["key"]) for each in references} == {
+        (credentials.SECRET, "accesskey"),
+        (credentials.SECRET, "secretkey"),
+    }
 
 
 def test_an_overlay_moves_the_runs_to_another_namespace(tmp_path):
