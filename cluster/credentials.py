@@ -37,13 +37,10 @@ def ensure(api: Any, namespaces: list[str]) -> list[str]:
             "store's keys, and start again."
         )
     lacking = [name for name in namespaces if name not in found]
-    keys = (
-        {"data": known[0]}
-        if known
-        else {"stringData": {"accesskey": secrets.token_hex(10), "secretkey": secrets.token_hex(20)}}
-    )
+    new = {"accesskey": secrets.token_hex(10), "secretkey": secrets.token_hex(20)}
+    keys = {"data": known[0]} if known else {"stringData": new}
     for name in lacking:
-        core.create_namespaced_secret(name, {"metadata": {"name": SECRET}, "type": "Opaque", **keys})
+        core.create_namespaced_secret(name, {"metadata": {"name": SECRET}, **keys})
     return lacking
 
 
