@@ -92,6 +92,13 @@ class CheckpointStore:
         Raises:
             InvalidInput: The stored checkpoint is damaged.
         """
+        while True:
+            try:
+                return self._read(key, device)
+            except _Replaced:
+                continue
+
+    def _read(self, key: str, device: torch.device | str) -> dict[str, Any] | None:
         with self._shelf.reading(key) as file:
             if file is None:
                 return None
@@ -107,6 +114,10 @@ class CheckpointStore:
         return min(objects.patience(), LAST_PATIENCE) if self.hurried else objects.patience()
 
 
+class _Replaced(Exception):
+    """A file was replaced while it was read."""
+
+
 class _Shelf(Protocol):
     """Where the file of a key is kept."""
 
@@ -117,7 +128,7 @@ class _Shelf(Protocol):
         """A file to write; what the block leaves there becomes the key's file at once, or never."""
 
     def reading(self, key: str) -> AbstractContextManager[Path | None]:
-        """The key's file, if there is one."""
+        """The key's file, if there is one; raises _Replaced at its end where it did not stay the same."""
 
 
 class _FolderShelf:
@@ -145,7 +156,20 @@ class _FolderShelf:
     @contextmanager
     def reading(self, key: str) -> Iterator[Path | None]:
         file = self.root / f"{key}.safetensors"
-        yield file if file.exists() else None
+        before = self._identity(file)
+        try:
+            yield file if before else None
+        finally:  # safetensors opens a file by its name several times: half of it may be of another state
+            if self._identity(file) != before:
+                raise _Replaced
+
+    @staticmethod
+    def _identity(file: Path) -> tuple[int, int] | None:
+        try:
+            status = file.stat()
+        except FileNotFoundError:
+            return None
+        return status.st_ino, status.st_mtime_ns
 
 
 class _BucketShelf:

@@ -387,9 +387,8 @@ def _passing(error: Exception) -> str | None:
     cause = error.args[0] if isinstance(error, urllib3.exceptions.SSLError) else error.__cause__
     if isinstance(cause, ssl.SSLError) and not isinstance(cause, ssl.SSLEOFError | ssl.SSLZeroReturnError):
         return None
-    if isinstance(error, urllib3.exceptions.TimeoutError):
-        return "no answer in time"
-    return getattr(cause, "strerror", None) or "connection broken"
+    late = isinstance(error, urllib3.exceptions.TimeoutError)
+    return getattr(cause, "strerror", None) or ("no answer in time" if late else "connection broken")
 
 
 def _answer(error: Exception) -> tuple[str, int]:

@@ -101,6 +101,10 @@ class Server:
         self.process.kill()
         self.process.wait()
 
+    def parts(self):
+        """Parts of unfinished uploads that have arrived."""
+        return set(self.folder.glob("data/.minio.sys/multipart/**/part.*"))
+
     def freeze(self):
         """It takes connections and does not answer, until `thaw`."""
         self.process.send_signal(signal.SIGSTOP)
