@@ -110,11 +110,14 @@ def models(write_model, images):
 
 @pytest.fixture
 def kill_and_resume(tmp_path):
-    """A function that runs a stage, killed at the given moments and resumed each time; it gives the output's folder."""
+    """A function that runs a stage, killed at the given moments and resumed each time; it gives the output's folder.
 
-    def run(stage, inputs, settings, kills, **extra):
+    What the stage said is in the file `said` beside it.
+    """
+
+    def run(stage, inputs, settings, kills, checkpoints=None, **extra):
         script = Path(__file__).with_name("kill_and_resume.py")
-        output, checkpoints = str(tmp_path / "out"), str(tmp_path / "checkpoints")
+        output, checkpoints = str(tmp_path / "out"), checkpoints or str(tmp_path / "checkpoints")
         arguments = [
             stage,
             *(json.dumps(given, default=str) for given in (inputs, extra)),
@@ -130,6 +133,7 @@ def kill_and_resume(tmp_path):
         )
         assert result.returncode == 0, result.stderr
         assert "goes on after" in result.stderr
+        (tmp_path / "said").write_text(result.stderr)
         return tmp_path / "out"
 
     return run

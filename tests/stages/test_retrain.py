@@ -1,4 +1,5 @@
 import json
+import threading
 
 import pytest
 import torch
@@ -54,6 +55,35 @@ def test_killed_at_several_moments_and_resumed_it_writes_the_same_bytes(finished
     for name in ("best.safetensors", "last.safetensors", "history.json"):
         assert (output / name).read_bytes() == (finished[0] / "out" / name).read_bytes()
     assert artifacts.read(output, "model")["digest"] == finished[1]["digest"]
+
+
+def test_killed_and_its_store_killed_too_it_writes_the_same_bytes(finished, images, kill_and_resume, own_minio):
+    store, ended, outages = own_minio.client(), threading.Event(), 0
+
+    def saved():
+        return {entry.object_name for entry in store.list_objects("bucket", "prefix/", recursive=True)}
+
+    def kill_store():
+        nonlocal outages
+        seen = saved()
+        while outages < 2 and not ended.wait(0.02):
+            if saved() - seen:  # a step was saved: work goes on
+                own_minio.kill()
+                ended.wait(3)
+                own_minio.start()
+                seen, outages = saved(), outages + 1
+
+    killer = threading.Thread(target=kill_store)
+    killer.start()
+    try:
+        output = kill_and_resume("retrain", [images], SETTINGS, [3, 5], "s3://bucket/prefix", name="net")
+    finally:
+        ended.set()
+        killer.join()
+    assert outages == 2 and (output.parent / "said").read_text().count(" answers again") >= 2
+    for name in ("best.safetensors", "last.safetensors", "history.json"):
+        assert (output / name).read_bytes() == (finished[0] / "out" / name).read_bytes()
+    assert len(saved()) == 1  # the finished work
 
 
 def test_run_again_it_reuses_all_work(finished, images, tmp_path, capsys, monkeypatch):
