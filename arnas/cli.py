@@ -2,6 +2,7 @@
 
 import json
 import sys
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -48,6 +49,8 @@ Checkpoints = Annotated[
     ),
 ]
 Device = Annotated[str, Parameter(help="auto, cpu, cuda, cuda:N or mps.")]
+Several = Parameter(consume_multiple=True, negative="")  # --models A B
+Changes = Annotated[list[str] | None, Several]
 Positive = Annotated[int | None, Parameter(validator=validators.Number(gte=1))]
 
 
@@ -126,13 +129,14 @@ def derive(supernet: Path, output: Path, /, *, drawing: Path | None = None) -> d
 
 @app.command
 def retrain(
-    images: Path,
-    output: Path,
+    images: str,
+    output: str,
     /,
     *,
-    genotype: Path | None = None,
+    genotype: str | None = None,
     model: str = "searched",
     preset: Preset = "cifar10",
+    set: Changes = None,
     checkpoints: Checkpoints = None,
     device: Device = "auto",
     processes: Annotated[int, Parameter(validator=validators.Number(gte=1))] = 1,
@@ -145,28 +149,35 @@ def retrain(
     Parameters
     ----------
     images
-        Image set, as written by arnas prepare.
+        Image set, as written by arnas prepare: a folder, or s3://BUCKET/PREFIX.
     output
-        Folder to write: the trained model with its history.
+        Folder or s3://BUCKET/PREFIX to write: the trained model with its history.
     genotype
-        Genotype file, as written by arnas derive; needed where the architecture is "searched".
+        Genotype file, as written by arnas derive, here or s3://...; needed where the architecture is "searched".
     model
         Which of the preset's models to train; also the name that the result goes by.
+    set
+        Changes of the preset, such as retrain.epochs=3.
     processes
-        Processes that share every batch, each on a GPU of its own; on the CPU they share its cores.
+        Processes that share every batch, each on a GPU of its own; on the CPU they share its cores. Where torchrun's
+        variables PET_NNODES, PET_NODE_RANK, PET_MASTER_ADDR and PET_MASTER_PORT are set, so many on every node.
     """
+    from arnas import objects
     from arnas.stages import retrain
 
-    return retrain.run(
-        images,
-        output,
-        _changed(config.load(preset).recipe(model), settings),
-        name=model,
-        genotype=genotype,
-        checkpoints=_kept(checkpoints, output),
-        device=device,
-        processes=processes,
-    )
+    with ExitStack() as stack:
+        kept = checkpoints or (f"{output}-checkpoints" if objects.is_place(output) else _kept(None, Path(output)))
+        folder = stack.enter_context(objects.stored(output))
+        return retrain.run(
+            stack.enter_context(objects.fetched(images)),
+            folder,
+            _changed(config.load(preset, config.assignments(set or [])).recipe(model), settings),
+            name=model,
+            genotype=stack.enter_context(objects.fetched(genotype)) if genotype else None,
+            checkpoints=kept,
+            device=device,
+            processes=processes,
+        )
 
 
 @app.command
@@ -297,9 +308,6 @@ def transfer(
     )
 
 
-Several = Parameter(consume_multiple=True, negative="")  # --models A B
-
-
 @app.command
 def report(
     html: Path,
@@ -314,7 +322,7 @@ def report(
     blackbox: Path | None = None,
     transfer: Annotated[tuple[Path, Path] | None, Several] = None,
     preset: Preset = "cifar10",
-    set: Annotated[list[str] | None, Several] = None,
+    set: Changes = None,
 ) -> dict[str, Any]:
     """Write one page with everything that was found, and the scores as JSON; what is not given is left out.
 

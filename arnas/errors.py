@@ -19,17 +19,18 @@ class Interrupted(SystemExit):
     Args:
         stage: Name for the message.
         signal_number: What asked.
-        saved: Whether its state is; where it is not, the last checkpoint stays.
+        saved: Whether its state is; where it is not, or nobody knows (None), the last checkpoint stays.
     """
 
-    def __init__(self, stage: str, signal_number: int, saved: bool = True):
+    def __init__(self, stage: str, signal_number: int, saved: bool | None = True):
         super().__init__(128 + signal_number)
-        told = (
-            "its state is saved and the same command goes on from there"
-            if saved
-            else "its last steps could not be saved since the store is away; the same command goes on from those before"
-        )
-        self.message = f"{stage} was interrupted; {told}."
+        told = {
+            True: "its state is saved and the same command goes on from there",
+            False: "its last steps could not be saved since the store is away; "
+            "the same command goes on from those before",
+            None: "the same command goes on from its last checkpoint",
+        }
+        self.message = f"{stage} was interrupted; {told[saved]}."
 
 
 class ProcessLost(RuntimeError):

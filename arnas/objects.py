@@ -12,7 +12,8 @@ import ssl
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -292,10 +293,9 @@ def upload(folder: Path, place: str | Path) -> None:
     files = {file.relative_to(folder).as_posix(): file for file in sorted(folder.rglob("*")) if file.is_file()}
     if not files:
         raise InvalidInput(f"{folder} holds no file to upload; name a folder that does.")
+    require_free(place)
     bucket = Bucket(place)
     present = bucket.list()
-    if present and _UNFINISHED not in present:
-        raise InvalidInput(f"{place} holds objects already; name an empty place.")
     bucket.put(_UNFINISHED, b"")
     progress = _Progress(f"writing {place}", sum(file.stat().st_size for file in files.values()))
     for name, file in files.items():
@@ -304,6 +304,61 @@ def upload(folder: Path, place: str | Path) -> None:
     for name in present.keys() - files.keys() - {_UNFINISHED}:
         bucket.remove(name)
     bucket.remove(_UNFINISHED)
+
+
+def is_whole(place: str | Path) -> bool:
+    """Whether something lies below a place in a bucket, and its upload is finished."""
+    present = Bucket(place).list()
+    return bool(present) and _UNFINISHED not in present
+
+
+def require_free(place: str | Path) -> None:
+    """Refuse a place in a bucket that holds anything but the beginning of an upload."""
+    if is_whole(place):
+        raise InvalidInput(f"{place} holds objects already; name an empty place.")
+
+
+def remove(place: str | Path) -> None:
+    """Remove all that lies below a place in a bucket."""
+    bucket = Bucket(place)
+    for name in bucket.list():
+        bucket.remove(name)
+
+
+@contextmanager
+def fetched(place: str | Path) -> Iterator[Path]:
+    """A folder or file as a path; where it lies in a bucket, that of a copy, which is removed at the end.
+
+    Raises:
+        InvalidInput: As `download` says.
+    """
+    if not is_place(place):
+        yield Path(place)
+        return
+    above, _, name = str(place).rstrip("/").rpartition("/")
+    with tempfile.TemporaryDirectory(prefix="arnas-") as scratch:
+        copy = Path(scratch) / name
+        if above == "s3:/" or not Bucket(above).get(name, copy):
+            download(place, copy)
+        yield copy
+
+
+@contextmanager
+def stored(place: str | Path) -> Iterator[Path]:
+    """A path to write a folder to; where it belongs into a bucket, that of a copy, which is uploaded at the end.
+
+    Raises:
+        InvalidInput: The place in the bucket is taken.
+    """
+    if not is_place(place):
+        yield Path(place)
+        return
+    require_free(place)
+    with tempfile.TemporaryDirectory(prefix="arnas-") as scratch:
+        copy = Path(scratch) / "artifact"
+        yield copy
+        if copy.exists():
+            upload(copy, place)
 
 
 class _Progress:

@@ -62,7 +62,7 @@ def run(
     chosen, processes = runtime.prepare(device, gpus), processes or max(gpus, 1)
     if processes > 1 and chosen.type == "mps":
         raise InvalidInput(f"{processes} processes cannot share the device mps; choose 1, or the device cpu.")
-    if processes > 1 and not distributed.launched():
+    if (processes > 1 or distributed.nodes() > 1) and not distributed.launched():
         again = partial(run, name=name, genotype=genotype, checkpoints=checkpoints, device=device, gpus=gpus)
         return distributed.launch(f"retrain {name}", processes, again, images, output, settings)
     with distributed.joined(chosen) as own:
@@ -104,9 +104,16 @@ def _train(
             which: {key: record[key] for key in ("epoch", "clean", "robust")} for which, record in selection.items()
         },
     } | sizes
-    digest = _write(output, network, progress, content, origin)
-    accuracies = {f"{which}_{key}": record[key] for which, record in selection.items() for key in ("clean", "robust")}
-    return {"digest": digest, "name": name} | sizes | accuracies
+    return summary({"digest": _write(output, network, progress, content, origin), "content": content})
+
+
+def summary(body: dict[str, Any]) -> dict[str, Any]:
+    """What `run` returns of a model, from the artifact's body (see `artifacts.read`)."""
+    content = body["content"]
+    accuracies = {
+        f"{which}_{key}": record[key] for which, record in content["selection"].items() for key in ("clean", "robust")
+    }
+    return {"digest": body["digest"]} | {key: content[key] for key in ("name", "parameters", "macs")} | accuracies
 
 
 def describe(settings: Retrain, data: image_set.ImageSet, genotype: str | Path | None) -> dict[str, Any]:

@@ -22,7 +22,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from arnas import runtime
 from arnas.checkpoints import Keeper
-from arnas.errors import Diverged, Interrupted, InvalidInput, ProcessLost
+from arnas.errors import Diverged, Interrupted, InvalidInput, ProcessLost, Unreachable
 
 Result = TypeVar("Result")
 
@@ -31,59 +31,61 @@ PATIENCE = timedelta(minutes=30)
 
 
 def launch(stage: str, processes: int, function: Callable[..., Result], *arguments: Any) -> Result:
-    """Call a function in several processes of this machine, as torchrun does; they meet in `joined`.
+    """Call a function in several processes, as torchrun does; they meet in `joined`.
+
+    Where torchrun's variables PET_NNODES, PET_NODE_RANK, PET_MASTER_ADDR and PET_MASTER_PORT are set, as Kubeflow
+    Trainer does, the processes of all those nodes meet; otherwise those of this machine do.
 
     Args:
         stage: Name for messages.
-        processes: How many.
+        processes: How many on this machine.
         function: It and its arguments are sent to the processes.
 
     Returns:
-        What the first process returns.
+        What the first process of this machine returns.
 
     Raises:
-        InvalidInput, Diverged, Interrupted: A process raised it, and the others were stopped.
+        InvalidInput, Diverged, Unreachable, Interrupted: A process raised it, and the others were stopped.
         ProcessLost: A process was killed, and the others were stopped.
     """
     # takes a while to import, and is needed here alone
-    from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalException
+    from torch.distributed.elastic.multiprocessing import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
-    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+    from torch.distributed.launcher.api import elastic_launch
+    from torch.distributed.run import config_from_args, get_args_parser
 
-    logging.disable(logging.ERROR)  # the launcher's account of what is raised below
+    alone = [] if nodes() > 1 else ["--standalone", "--local-addr=localhost"]
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
-    with tempfile.TemporaryDirectory() as folder:
-        config = LaunchConfig(
-            min_nodes=1,
-            max_nodes=1,
-            nproc_per_node=processes,
-            run_id="arnas",
-            rdzv_backend="c10d",
-            rdzv_endpoint="localhost:0",
-            local_addr="localhost",
-            max_restarts=0,
-            signals_to_handle=",".join(number.name for number in handlers),
-            logs_specs=DefaultLogsSpecs(folder),
-        )
-        try:
-            return elastic_launch(config, _call)(function, arguments)[0]  # type: ignore[no-any-return]
-        except SignalException as error:
-            raise Interrupted(stage, error.sigval) from None
-        except ChildFailedError as error:
-            rank, failure = error.get_first_failure()
-            if failure.exitcode > 128:
-                raise Interrupted(stage, failure.exitcode - 128) from None
-            if failure.exitcode < 0:
-                raise ProcessLost(stage, rank, processes, failure.signal_name()) from None
-            kind, _, sentence = failure.error_file_data["message"]["message"].partition(": ")
-            for known in (InvalidInput, Diverged):
-                if kind == known.__name__:
-                    raise known(sentence) from None
-            raise
-        finally:
-            logging.disable(logging.NOTSET)
-            for number, handler in handlers.items():
-                signal.signal(number, handler)
+    logging.disable(logging.ERROR)  # the launcher's account of what is raised below
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            words = [*alone, f"--nproc-per-node={processes}", "--max-restarts=0", f"--log-dir={folder}", "a function"]
+            config, _, _ = config_from_args(get_args_parser().parse_args(words))
+            config.signals_to_handle = ",".join(number.name for number in handlers)
+            returned = elastic_launch(config, _call)(function, arguments)
+            return returned[min(returned)]  # type: ignore[no-any-return]
+    except SignalException as error:
+        raise Interrupted(stage, error.sigval, saved=None) from None
+    except ChildFailedError as error:
+        number, failure = error.get_first_failure()
+        if failure.exitcode > 128:
+            raise Interrupted(stage, failure.exitcode - 128, saved=None) from None
+        if failure.exitcode < 0:
+            raise ProcessLost(stage, number, processes * nodes(), failure.signal_name()) from None
+        kind, _, sentence = failure.error_file_data["message"]["message"].partition(": ")
+        for known in (InvalidInput, Diverged, Unreachable):
+            if kind == known.__name__:
+                raise known(sentence) from None
+        raise
+    finally:
+        logging.disable(logging.NOTSET)
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+
+
+def nodes() -> int:
+    """Machines that train together, as torchrun's environment says."""
+    return int(os.environ.get("PET_NNODES", "1"))
 
 
 def _call(function: Callable[..., Result], arguments: tuple[Any, ...]) -> Result:
@@ -269,5 +271,6 @@ class SharedKeeper(Keeper):
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         if size() > 1:
             self._asked = number  # once more is an echo: a terminal signals every process, and so does the launcher
+            self.store.hurried = True
         else:
             super()._on_signal(number, frame)

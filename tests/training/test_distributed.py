@@ -143,7 +143,7 @@ def test_interrupted_from_the_terminal_it_saves_once_and_the_same_command_goes_o
         output, errors = process.communicate()
     assert (process.returncode, output) == (130, ""), errors
     assert errors.splitlines()[-1] == (
-        "retrain searched was interrupted; its state is saved and the same command goes on from there."
+        "retrain searched was interrupted; the same command goes on from its last checkpoint."
     )
     (checkpoint,) = (tmp_path / ".checkpoints").iterdir()
     done = CheckpointStore(checkpoint.parent).load(checkpoint.stem)["progress"]

@@ -1,0 +1,358 @@
+"""Retraining over several nodes: a TrainJob of Kubeflow Trainer 2 that is made, followed and removed.
+
+The nodes get their inputs from the bucket of the checkpoints, run `arnas retrain`, and leave the model there. Which
+image, secrets, volumes and rights they have says the TrainingRuntime: manifests/components/trainer.
+"""
+
+import json
+import os
+import signal
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import arnas
+from arnas import artifacts, config, objects
+from arnas.errors import Interrupted, InvalidInput
+
+GROUP, VERSION, PLURAL = "trainer.kubeflow.org", "v1alpha1", "trainjobs"
+CONTAINER = "node"  # Trainer's name for the one that trains
+PAUSE = 5.0  # seconds between two looks at the job
+TIMEOUT = (10, 60)  # seconds to connect and to answer; Kubernetes' client would wait for ever
+LINES = 20  # of the log of a node that failed
+
+
+class TrainJobFailed(RuntimeError):
+    """A node of the TrainJob failed; the last checkpoint is kept."""
+
+
+def retrain(
+    images: str | Path,
+    output: str | Path,
+    *,
+    name: str,
+    preset: str,
+    overrides: Mapping[str, Any],
+    checkpoints: str,
+    genotype: str | Path | None = None,
+    nodes: int,
+    gpus: int,
+    accelerator: str,
+    runtime: str,
+) -> dict[str, Any]:
+    """As `arnas.stages.retrain.run`, on several nodes.
+
+    The TrainJob is named by the digest of what is asked: a retry joins one that runs, replaces one that failed, and
+    fetches what one has finished.
+
+    Args:
+        images, output, genotype: As in the stage.
+        name: Which of the settings' models to train.
+        preset, overrides: The settings; a preset of the package.
+        checkpoints: s3://BUCKET/PREFIX, as the nodes reach it with the runtime's credentials.
+        nodes: How many, from 1.
+        gpus: Of each node, one process on each; 0 for one process on the CPU.
+        accelerator: Name of the GPUs as a resource, such as nvidia.com/gpu.
+        runtime: Name of the TrainingRuntime, in the namespace of this pod.
+
+    Returns:
+        As the stage.
+
+    Raises:
+        InvalidInput: Something cannot be used, or the cluster refuses the TrainJob.
+        TrainJobFailed: A node failed, or somebody deleted the job.
+        Interrupted: This process was asked to stop; so were the nodes.
+    """
+    from arnas.stages.retrain import summary
+
+    _require(name, preset, overrides, checkpoints, nodes, gpus)
+    artifacts.require_writable(output)
+    asked = {
+        "version": arnas.__version__,
+        "images": artifacts.read(images, "image_set")["digest"],
+        "genotype": artifacts.file_digest(Path(genotype)) if genotype else None,
+        "settings": [name, preset, dict(overrides)],
+        "placed": [checkpoints, nodes, gpus, accelerator, runtime],
+    }
+    title = f"arnas-retrain-{artifacts.digest(asked)[:12]}"
+    place = f"{checkpoints.rstrip('/')}/{title}"
+    trainer = Trainer.here()
+    if not objects.is_whole(f"{place}/model"):
+        if not objects.is_whole(f"{place}/images"):
+            objects.upload(Path(images), f"{place}/images")
+        if genotype:
+            objects.Bucket(place).put("genotype.json", Path(genotype))
+        words = [f"--genotype={place}/genotype.json"] if genotype else []
+        words += [f"--model={name}", f"--preset={preset}", f"--checkpoints={checkpoints}"]
+        words += [f"--device={'cuda' if gpus else 'cpu'}", f"--processes={max(gpus, 1)}"]
+        if overrides:
+            words += ["--set", *(f"{key}={json.dumps(value)}" for key, value in overrides.items())]
+        command = ["python3", "-m", "arnas.cli", "retrain", f"{place}/images", f"{place}/model", *words]
+        trainer.run(job(title, command, nodes, gpus, accelerator, runtime, trainer.own_image()))
+    with artifacts.publish(output) as folder:
+        folder.mkdir()
+        objects.download(f"{place}/model", folder)
+    body = artifacts.read(output, "model")
+    trainer.remove(title)
+    objects.remove(place)
+    return summary(body)
+
+
+def job(
+    name: str, command: list[str], nodes: int, gpus: int, accelerator: str, runtime: str, image: str | None
+) -> dict[str, Any]:
+    """The TrainJob as an object; without an image, the nodes run the runtime's."""
+    trainer: dict[str, Any] = {"numNodes": nodes, "numProcPerNode": max(gpus, 1), "command": command}
+    told = ("AWS_ENDPOINT_URL", "AWS_REGION", "ARNAS_S3_PATIENCE")  # no secrets: the runtime has them
+    trainer["env"] = [{"name": key, "value": os.environ[key]} for key in told if os.environ.get(key)]
+    if gpus:
+        trainer["resourcesPerNode"] = {"limits": {accelerator: str(gpus)}}
+    if image:
+        trainer["image"] = image
+    return {
+        "apiVersion": f"{GROUP}/{VERSION}",
+        "kind": "TrainJob",
+        "metadata": {"name": name, "labels": {"app.kubernetes.io/part-of": "arnas"}},
+        "spec": {"runtimeRef": {"apiGroup": GROUP, "kind": "TrainingRuntime", "name": runtime}, "trainer": trainer},
+    }
+
+
+@dataclass(frozen=True)
+class Trainer:
+    """Kubeflow Trainer in one namespace, by way of a `kubernetes.client.ApiClient`."""
+
+    api: Any
+    namespace: str
+
+    @classmethod
+    def here(cls) -> "Trainer":
+        """In the cluster and namespace of this pod, or of the kubeconfig.
+
+        Raises:
+            InvalidInput: There is neither.
+        """
+        from kubernetes import client, config
+
+        account = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
+        try:
+            config.load_config()
+            context = {} if account.exists() else config.list_kube_config_contexts()[1]["context"]
+        except config.ConfigException:
+            raise InvalidInput(
+                "No Kubernetes cluster is known here; run this as a task in one, or set KUBECONFIG."
+            ) from None
+        return cls(client.ApiClient(), account.read_text() if account.exists() else context.get("namespace", "default"))
+
+    def run(self, wanted: Mapping[str, Any]) -> None:
+        """Make a TrainJob, or join it if it is there and has not failed; return when it is complete.
+
+        Raises:
+            InvalidInput: The cluster refuses it.
+            TrainJobFailed: It failed, and stays to be looked at, or it was deleted.
+            Interrupted: This process was asked to stop; the job is deleted, so that its nodes save and stop.
+        """
+        name = wanted["metadata"]["name"]
+        with _stoppable(f"TrainJob {name}"):
+            try:
+                self._begin(wanted)
+                self._follow(name, wanted["spec"]["trainer"]["numNodes"])
+            except (Interrupted, KeyboardInterrupt):
+                self.remove(name)
+                raise
+
+    def remove(self, name: str) -> None:
+        """Delete a TrainJob with its nodes, if it is there, and wait until it is gone."""
+        from kubernetes.client import ApiException
+
+        try:
+            self._jobs("delete", name, propagation_policy="Foreground")
+        except ApiException as error:
+            if error.status != 404:
+                raise self._refusal(error) from None
+        while self._state(name) is not None:
+            time.sleep(PAUSE)
+
+    def own_image(self) -> str | None:
+        """The image that this task itself runs in, if Kubeflow tells which pod that is."""
+        from kubernetes.client import ApiException
+
+        if pod := os.environ.get("KFP_POD_NAME"):
+            try:
+                found = self._core().read_namespaced_pod(pod, self.namespace, _request_timeout=TIMEOUT)
+                return next(container.image for container in found.spec.containers if container.name == "main")
+            except (ApiException, StopIteration):
+                _say(f"cannot look at pod {pod}; the nodes run the runtime's image.")
+        return None
+
+    def _begin(self, wanted: Mapping[str, Any]) -> None:
+        from kubernetes.client import ApiException
+
+        name = wanted["metadata"]["name"]
+        before = self._state(name)
+        if before is not None and _condition(before, "Failed"):
+            _say(f"TrainJob {name} had failed; it is begun anew and goes on from its checkpoint.")
+            self.remove(name)
+        elif before is not None:
+            _say(f"TrainJob {name} is there already; this task joins it.")
+            return
+        try:
+            self._jobs("create", wanted, field_validation="Strict")
+        except ApiException as error:
+            if json.loads(error.body or "{}").get("reason") != "AlreadyExists":  # made by a twin of this task
+                raise self._refusal(error) from None
+        _say(f"TrainJob {name} is made; kubectl -n {self.namespace} describe trainjob {name} tells more.")
+
+    def _follow(self, name: str, nodes: int) -> None:
+        said = ""
+        while True:
+            state = self._state(name)
+            if state is None:
+                raise TrainJobFailed(
+                    f"TrainJob {name} was deleted while it ran; the same task goes on from its last checkpoint."
+                )
+            if _condition(state, "Complete"):
+                return
+            if failed := _condition(state, "Failed"):
+                raise TrainJobFailed(self._failure(name, failed))
+            if (news := self._progress(name, state, nodes)) != said:
+                _say(f"TrainJob {name}: {news}.")
+                said = news
+            time.sleep(PAUSE)
+
+    def _state(self, name: str) -> Any:
+        """The TrainJob as it is, or None; an API server that is away for a while is waited for."""
+        from kubernetes.client import ApiException
+        from urllib3.exceptions import HTTPError
+
+        while True:
+            try:
+                return self._jobs("get", name)
+            except ApiException as error:
+                if error.status == 404 and "page not found" not in str(error.body):
+                    return None
+                if error.status < 500 and error.status != 429:
+                    raise self._refusal(error) from None
+                reason = error.reason
+            except HTTPError as error:
+                reason = type(error).__name__
+            _say(f"the cluster does not answer ({reason}); the nodes go on, and so does this task when it does.")
+            time.sleep(PAUSE)
+
+    def _progress(self, name: str, state: Mapping[str, Any], nodes: int) -> str:
+        if suspended := _condition(state, "Suspended"):
+            return f"suspended ({suspended['message'].rstrip('.')})"
+        pods = self._pods(name)
+        waiting = next(filter(None, map(_waits_for, pods)), None)
+        running = sum(pod.status.phase == "Running" for pod in pods)
+        return f"{running} of {nodes} nodes run" + (f", one waits for {waiting}" if waiting else "")
+
+    def _failure(self, name: str, condition: Mapping[str, Any]) -> str:
+        """Why the job failed, and the end of the log of the node that was the first to fail."""
+        from kubernetes.client import ApiException
+
+        why = f"TrainJob {name} failed ({condition['message'].rstrip('.')})"
+        ends = [(end.finished_at, pod.metadata.name, end) for pod in self._pods(name) if (end := _end(pod))]
+        if not ends:
+            return f"{why}; its pods are gone, so their logs must be looked for where the cluster keeps logs."
+        _, pod, end = min(ends, key=lambda each: each[:2])
+        try:
+            log = self._core().read_namespaced_pod_log(
+                pod, self.namespace, container=CONTAINER, tail_lines=LINES, _request_timeout=TIMEOUT
+            )
+        except ApiException as error:
+            log = f"(its log is gone: {error.reason})"
+        lines = "".join(f"\n    {line}" for line in log.splitlines())
+        return f"{why}: pod {pod} ended with {end.reason or 'an error'}, exit status {end.exit_code}, and said{lines}"
+
+    def _pods(self, name: str) -> list[Any]:
+        selector = f"jobset.sigs.k8s.io/jobset-name={name}"
+        return list(
+            self._core().list_namespaced_pod(self.namespace, label_selector=selector, _request_timeout=TIMEOUT).items
+        )
+
+    def _refusal(self, error: Any) -> InvalidInput:
+        said = " ".join(str(error.body or error.reason).split())
+        with_message = said.startswith("{") and json.loads(said).get("message")
+        if "page not found" in said:
+            return InvalidInput(
+                f"The cluster knows no TrainJob ({GROUP}/{VERSION}); install Kubeflow Trainer 2, or retrain on one node."
+            )
+        if error.status == 403:
+            said = f"{with_message or said}; manifests/components/trainer holds the rights that are needed"
+        return InvalidInput(f"The cluster refuses the TrainJob: {with_message or said}.")
+
+    def _core(self) -> Any:
+        from kubernetes import client
+
+        return client.CoreV1Api(self.api)
+
+    def _jobs(self, verb: str, what: Any, **more: Any) -> Any:
+        """Call an operation on TrainJobs."""
+        from kubernetes import client
+
+        operation = getattr(client.CustomObjectsApi(self.api), f"{verb}_namespaced_custom_object")
+        return operation(GROUP, VERSION, self.namespace, PLURAL, what, _request_timeout=TIMEOUT, **more)
+
+
+def _require(name: str, preset: str, overrides: Mapping[str, Any], checkpoints: str, nodes: int, gpus: int) -> None:
+    """Refuse what the nodes could not use, before anything starts."""
+    if not objects.is_place(checkpoints):
+        raise InvalidInput(
+            f"checkpoints is {checkpoints!r}, which several nodes do not share; give s3://BUCKET/PREFIX."
+        )
+    if preset not in config.presets():
+        raise InvalidInput(
+            f"preset {preset!r} is not in the image of the nodes; name one of {', '.join(config.presets())}, "
+            "and change it by overrides."
+        )
+    if nodes < 1 or gpus < 0:
+        raise InvalidInput(f"nodes = {nodes} and GPUs of each = {gpus} cannot be; give at least 1 and 0.")
+    config.load(preset, overrides).recipe(name)
+
+
+def _condition(state: Mapping[str, Any], kind: str) -> Mapping[str, Any] | None:
+    """A condition of the job's status, if it is true."""
+    conditions = state.get("status", {}).get("conditions", [])
+    return next((each for each in conditions if each["type"] == kind and each["status"] == "True"), None)
+
+
+def _waits_for(pod: Any) -> str | None:
+    """What keeps a pod from starting: no node with room, no image, ..."""
+    for condition in pod.status.conditions or []:
+        if condition.type == "PodScheduled" and condition.status == "False":
+            return f"a place ({condition.message})"
+    for container in pod.status.container_statuses or []:
+        state = container.state and container.state.waiting
+        if state and state.reason not in ("PodInitializing", "ContainerCreating"):
+            return ": ".join(filter(None, [state.reason, state.message]))
+    return None
+
+
+def _end(pod: Any) -> Any:
+    """How a pod's container failed, if it did."""
+    ends = (container.state and container.state.terminated for container in pod.status.container_statuses or [])
+    return next((end for end in ends if end and end.exit_code), None)
+
+
+@contextmanager
+def _stoppable(stage: str) -> Iterator[None]:
+    """Within, SIGTERM and SIGINT raise Interrupted."""
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        raise Interrupted(stage, number, saved=None)
+
+    handlers = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+
+
+def _say(message: str) -> None:
+    print(f"[retrain] {message}", file=sys.stderr, flush=True)
