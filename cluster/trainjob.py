@@ -166,7 +166,7 @@ class Trainer:
                 raise
 
     def remove(self, name: str) -> None:
-        """Delete a TrainJob with its nodes, if it is there, and wait until it is gone."""
+        """Delete a TrainJob, if it is there; it is gone when its nodes are, which save their state before."""
         from kubernetes.client import ApiException
 
         try:
@@ -174,8 +174,6 @@ class Trainer:
         except ApiException as error:
             if error.status != 404:
                 raise self._refusal(error) from None
-        while self._state(name) is not None:
-            time.sleep(PAUSE)
 
     def own_image(self) -> str | None:
         """The image that this task itself runs in, if Kubeflow tells which pod that is."""
@@ -184,7 +182,7 @@ class Trainer:
         if pod := os.environ.get("KFP_POD_NAME"):
             try:
                 found = self._core().read_namespaced_pod(pod, self.namespace, _request_timeout=TIMEOUT)
-                return next(container.image for container in found.spec.containers if container.name == "main")
+                return next(str(container.image) for container in found.spec.containers if container.name == "main")
             except (ApiException, StopIteration):
                 _say(f"cannot look at pod {pod}; the nodes run the runtime's image.")
         return None
@@ -197,6 +195,8 @@ class Trainer:
         if before is not None and _condition(before, "Failed"):
             _say(f"TrainJob {name} had failed; it is begun anew and goes on from its checkpoint.")
             self.remove(name)
+            while self._state(name) is not None:
+                time.sleep(PAUSE)
         elif before is not None:
             _say(f"TrainJob {name} is there already; this task joins it.")
             return
@@ -277,14 +277,15 @@ class Trainer:
 
     def _refusal(self, error: Any) -> InvalidInput:
         said = " ".join(str(error.body or error.reason).split())
-        with_message = said.startswith("{") and json.loads(said).get("message")
         if "page not found" in said:
             return InvalidInput(
-                f"The cluster knows no TrainJob ({GROUP}/{VERSION}); install Kubeflow Trainer 2, or retrain on one node."
+                f"The cluster knows no TrainJob ({GROUP}/{VERSION}); install Kubeflow Trainer 2, or use one node."
             )
+        if said.startswith("{"):
+            said = json.loads(said)["message"]
         if error.status == 403:
-            said = f"{with_message or said}; manifests/components/trainer holds the rights that are needed"
-        return InvalidInput(f"The cluster refuses the TrainJob: {with_message or said}.")
+            said = f"{said}; manifests/components/trainer holds the rights that are needed"
+        return InvalidInput(f"The cluster refuses the TrainJob: {said}.")
 
     def _core(self) -> Any:
         from kubernetes import client
