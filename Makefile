@@ -6,7 +6,7 @@ COMPILE := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --gen
 
 .DEFAULT_GOAL := help
 BUILT := $(or $(ARNAS_CACHE),$(HOME)/.cache/arnas)/bin
-.PHONY: help demo test test-manifests minio control-plane lint format typecheck bench generate lock clean
+.PHONY: help demo test test-manifests test-kfp minio control-plane argo lint format typecheck bench generate lock clean
 .NOTPARALLEL:
 
 help: ## List these targets
@@ -17,10 +17,14 @@ demo: .venv/runtime ## Run the whole pipeline on scikit-learn's digits; leaves o
 
 test: .venv/dev ## Run the tests; those that need MinIO's server build it where Go is, or say that they were skipped
 	-@$(BIN)/python tests/minio_server.py
-	$(BIN)/python -m pytest -n 2 --ignore tests/manifests
+	$(BIN)/python -m pytest -n 2 --ignore tests/manifests --ignore tests/rehearsal
 
 test-manifests: .venv/dev control-plane ## Test the manifests and the compiled pods against a real Kubernetes control plane
 	$(BIN)/python -m pytest tests/manifests
+
+test-kfp: .venv/dev control-plane argo ## Run a compiled pipeline on a real Kubernetes API server and a real Argo, and lose its pods
+	-@$(BIN)/python tests/minio_server.py
+	$(BIN)/python -m pytest tests/rehearsal
 
 minio: ## Print where MinIO's server is; builds it with Go where there is none (MINIO names one)
 	@$(PYTHON) tests/minio_server.py
@@ -51,6 +55,8 @@ lock: .venv/dev ## Write the locks anew from pyproject.toml; with UPGRADE=1, to 
 control-plane: $(or $(ETCD),$(BUILT)/etcd) $(or $(KUBE_APISERVER),$(BUILT)/kube-apiserver) $(or $(KUBECTL),$(BUILT)/kubectl)
 control-plane: ## Build Kubernetes' API server, its store and its client for the tests, with Go, in about five minutes
 
+argo: $(or $(WORKFLOW_CONTROLLER),$(BUILT)/workflow-controller) ## Build Argo's controller for the tests, with Go, in about two minutes
+
 clean: ## Remove the environment and the caches; results in out/ stay
 	rm -rf .venv build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
@@ -78,6 +84,12 @@ $(BUILT)/etcd $(BUILT)/kube-apiserver $(BUILT)/kubectl: tests/control_plane/go.m
 	@command -v go > /dev/null || { echo "Building $@ needs Go; install it, or name existing programs in ETCD," \
 		"KUBE_APISERVER and KUBECTL." >&2; exit 1; }
 	cd tests/control_plane && CGO_ENABLED=0 go build -trimpath -ldflags '-s -w $(STAMP)' -o $@ $(PACKAGE)
+
+$(BUILT)/workflow-controller: tests/rehearsal/go.mod
+	@command -v go > /dev/null || { echo "Building $@ needs Go; install it, or name an existing program in" \
+		"WORKFLOW_CONTROLLER." >&2; exit 1; }
+	cd tests/rehearsal && CGO_ENABLED=0 go build -trimpath -ldflags '-s -w' -o $@ \
+		github.com/argoproj/argo-workflows/v3/cmd/workflow-controller
 
 USABLE := import ensurepip, sys, venv; sys.exit(sys.version_info < (3, 11))
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-input

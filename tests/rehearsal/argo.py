@@ -1,0 +1,86 @@
+"""Argo's real workflow controller, with the settings that KFP gives it."""
+
+import json
+import os
+import subprocess
+from contextlib import contextmanager
+from pathlib import Path
+
+VERSION = "v3.7.4"
+KINDS = ("Workflow", "WorkflowTaskResult", "WorkflowTaskSet", "WorkflowTemplate", "ClusterWorkflowTemplate")
+KINDS += ("CronWorkflow", "WorkflowEventBinding", "WorkflowArtifactGCTask")
+
+#: What KFP's workflow-controller-configmap says of Argo's own containers
+EXECUTOR = {
+    "securityContext": {
+        "runAsNonRoot": True,
+        "runAsUser": 65532,
+        "allowPrivilegeEscalation": False,
+        "capabilities": {"drop": ["ALL"]},
+        "seccompProfile": {"type": "RuntimeDefault"},
+    }
+}
+
+
+def binary():
+    """Path of the controller: what WORKFLOW_CONTROLLER names, else in our cache.
+
+    Raises:
+        FileNotFoundError: It is not there; the text says how to get it.
+    """
+    cache = Path(os.environ.get("ARNAS_CACHE") or Path.home() / ".cache" / "arnas")
+    path = Path(os.environ.get("WORKFLOW_CONTROLLER") or cache / "bin" / "workflow-controller")
+    if not path.is_file():
+        raise FileNotFoundError(f"There is no {path}; `make argo` builds it, or WORKFLOW_CONTROLLER names another one.")
+    return path
+
+
+@contextmanager
+def running(cluster, namespace, folder, **config):
+    """Make a namespace that enforces `restricted`, and run a controller for it alone.
+
+    Args:
+        cluster: A control plane.
+        namespace: Name of a new namespace.
+        folder: Where the controller's log goes.
+        config: More entries of its ConfigMap, such as workflowDefaults.
+    """
+    for kind in KINDS:
+        cluster.kubectl("apply", "-f-", stdin=json.dumps(_definition(kind)))
+    cluster.kubectl("wait", "--for=condition=established", "crd", "--all", "--timeout=30s")
+    labels = {"pod-security.kubernetes.io/enforce": "restricted"}
+    settings = {"executor": json.dumps(EXECUTOR), "metricsConfig": json.dumps({"enabled": False})} | config
+    for kind, name, more in (
+        ("Namespace", namespace, {"metadata": {"name": namespace, "labels": labels}}),
+        ("ServiceAccount", "pipeline-runner", {}),
+        ("ConfigMap", "workflow-controller-configmap", {"data": settings}),
+    ):
+        metadata = {"name": name} | ({"namespace": namespace} if kind != "Namespace" else {})
+        object_ = {"apiVersion": "v1", "kind": kind, "metadata": metadata} | more
+        cluster.kubectl("create", "-f-", stdin=json.dumps(object_))
+    command = [binary(), f"--kubeconfig={cluster.kubeconfig}", f"--namespace={namespace}", "--namespaced"]
+    command.append(f"--executor-image=argoexec:{VERSION}")
+    with (folder / "workflow-controller.log").open("wb") as log:
+        environment = os.environ | {"LEADER_ELECTION_DISABLE": "true", "DEFAULT_REQUEUE_TIME": "1s"}
+        process = subprocess.Popen(command, stdout=log, stderr=log, env=environment, cwd=folder)
+    try:
+        yield
+    finally:
+        process.kill()
+        process.wait()
+
+
+def _definition(kind):
+    plural = f"{kind.lower()}s"
+    schema = {"openAPIV3Schema": {"type": "object", "x-kubernetes-preserve-unknown-fields": True}}
+    version = {"name": "v1alpha1", "served": True, "storage": True, "schema": schema}
+    if kind == "WorkflowTaskSet":
+        version["subresources"] = {"status": {}}
+    names = {"kind": kind, "plural": plural, "singular": kind.lower(), "listKind": f"{kind}List"}
+    scope = "Cluster" if kind.startswith("Cluster") else "Namespaced"
+    return {
+        "apiVersion": "apiextensions.k8s.io/v1",
+        "kind": "CustomResourceDefinition",
+        "metadata": {"name": f"{plural}.argoproj.io"},
+        "spec": {"group": "argoproj.io", "names": names, "scope": scope, "versions": [version]},
+    }
