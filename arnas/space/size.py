@@ -1,10 +1,10 @@
 """Sizes of networks: parameters and multiply-accumulates, counted on the meta device without computing anything."""
 
+import logging
 from typing import Any
 
 import torch
 from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from arnas import config
 from arnas.errors import InvalidInput
@@ -19,6 +19,9 @@ def count(network: nn.Module, shape: tuple[int, int, int]) -> dict[str, int]:
 
     The auxiliary head, which evaluation does not run, and architecture parameters are left out.
     """
+    logging.getLogger("torch.utils.flop_counter").setLevel(logging.ERROR)  # it warns where triton, unused here, is absent
+    from torch.utils.flop_counter import FlopCounterMode
+
     network = network.to("meta").eval()
     left_out = ("auxiliary.", "architecture.")
     parameters = sum(p.numel() for name, p in network.named_parameters() if not name.startswith(left_out))
