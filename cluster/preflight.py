@@ -15,7 +15,7 @@ import contextlib
 import io
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -26,6 +26,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from arnas import objects
 from arnas._image import IMAGE, require_immutable
+from arnas.config import validate
 from arnas.errors import InvalidInput, Unreachable
 from cluster import kubeflow, pods
 
@@ -112,11 +113,12 @@ class Cluster:
         return {group.name: group.preferred_version.version for group in found}
 
 
+Check = Callable[[Cluster, Needs], Finding | None]
 _IN_TIME: Any = {"_request_timeout": pods.TIMEOUT}
 
 
-def run(cluster: Cluster, needs: Needs) -> dict[str, Finding]:
-    """What every check found, by the check's name.
+def run(cluster: Cluster, needs: Needs, checks: tuple[Check, ...] | None = None) -> dict[str, Finding]:
+    """What every check found (or each of `checks`), by the check's name.
 
     Raises:
         InvalidInput: The cluster does not answer at all.
@@ -125,7 +127,7 @@ def run(cluster: Cluster, needs: Needs) -> dict[str, Finding]:
     from urllib3.exceptions import HTTPError
 
     findings = {}
-    for check in CHECKS:
+    for check in checks or CHECKS:
         try:
             finding = check(cluster, needs)
         except ApiException as error:
@@ -140,6 +142,28 @@ def run(cluster: Cluster, needs: Needs) -> dict[str, Finding]:
         if finding:
             findings[check.__name__] = finding
     return findings
+
+
+def require(path: str | Path, **told: Any) -> None:
+    """Ask as a task of a run, as whom and where that works; print a line for each finding, and write them as JSON.
+
+    Args:
+        path: File to write.
+        told: The other fields of Needs.
+
+    Raises:
+        InvalidInput: Something is missing; nothing was written.
+    """
+    cluster = Cluster(pods.connect())
+    place, _, account = cluster.user.removeprefix("system:serviceaccount:").partition(":")
+    needs = validate(Needs, told | {"namespace": place, "service_account": account}, "preflight")
+    findings = run(cluster, needs, tuple(check for check in CHECKS if check is not kfp))  # it has started this task
+    for check, finding in findings.items():
+        print(finding.line(check), flush=True)
+    if not ready(findings):
+        missing = [finding.what for finding in findings.values() if finding.state == "missing"]
+        raise InvalidInput(f"The cluster lacks what this run needs: {'; '.join(missing)}.")
+    Path(path).write_text(as_json(findings), encoding="utf-8")
 
 
 def ready(findings: dict[str, Finding]) -> bool:
@@ -410,7 +434,7 @@ def pod(cluster: Cluster, needs: Needs) -> Finding:
     return Finding("fine", f"A pod with our security settings and requests is accepted in {needs.namespace}")
 
 
-CHECKS = (
+CHECKS: tuple[Check, ...] = (
     kubernetes,
     kfp,
     namespace,

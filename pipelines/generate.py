@@ -18,6 +18,7 @@ from pipelines.placement import load
 
 ROOT = Path(__file__).resolve().parents[1]
 STAGES = ("prepare", "search", "derive", "retrain", "whitebox", "merge", "blackbox", "transfer", "seeds", "report")
+COMPONENTS = ("preflight", *STAGES)
 PIPELINES = ("arnas", "transfer", "seeds")
 
 
@@ -44,7 +45,7 @@ def compile_all(
     if root.resolve() == ROOT and (image != IMAGE or placement):
         raise InvalidInput("The committed files fit every site; with --image or --placement give --output a folder.")
     written = []
-    for stage in STAGES:
+    for stage in COMPONENTS:
         file = root / "components" / stage / "component.yaml"
         written += [_compile(getattr(import_module(f"components.{stage}.component"), stage), file, image)]
         written += [file.with_name("README.md")]
@@ -83,6 +84,10 @@ TRAINED = f"""\
 {PREPARED}trained = retrain(images=prepared.outputs["images"], model="resnet18", preset="digits", **STORE)
 """
 EXAMPLES = {
+    "preflight": f"""\
+asked = preflight(**STORE)
+{PREPARED}prepared.after(asked)
+""",
     "prepare": PREPARED,
     "search": "\n".join(SEARCHED.splitlines()[:2]),
     "derive": SEARCHED,
@@ -200,12 +205,12 @@ def example(stage: str) -> str:
     """A pipeline that uses a stage's component, as Python."""
     body = EXAMPLES[stage].strip()
     called = re.findall(r"^ *(\w+) = (\w+)\(", body, flags=re.MULTILINE)
-    tasks = {task: component for task, component in called if component in STAGES}
+    tasks = {task: component for task, component in called if component in COMPONENTS}
     load = '{0} = components.load_component_from_url(f"{{AT}}/{0}/component.yaml")'
     return EXAMPLE.format(
         version=arnas.__version__,
         stage=stage,
-        loads="\n".join(load.format(name) for name in STAGES if name in tasks.values()),
+        loads="\n".join(load.format(name) for name in COMPONENTS if name in tasks.values()),
         body="\n".join(f"    {line}" for line in body.splitlines()),
         tasks=", ".join(tasks) + ("," if len(tasks) == 1 else ""),
     )

@@ -7,6 +7,7 @@ import json
 import re
 import shlex
 from pathlib import Path
+from types import SimpleNamespace
 
 import kubernetes
 import pytest
@@ -16,6 +17,7 @@ from kubernetes.client.rest import RESTClientObject
 
 from arnas.errors import InvalidInput
 from cluster import pods, preflight
+from components.preflight.component import preflight as preflight_component
 from pipelines.__main__ import main
 
 ROOT = Path(__file__).parents[2]
@@ -489,3 +491,29 @@ def test_a_sites_placement_is_what_is_asked_for(site, tmp_path, monkeypatch, cap
     lines = capsys.readouterr().out
     assert "missing  queue: Kueue is not installed" in lines
     assert re.search(r"missing  gpu_pool: .* taint nvidia\.com/gpu=:NoSchedule", lines)
+
+
+# ---------------------------------------------------------------------------------------------- as a task of a run
+
+
+def task(site, path, *, monkeypatch, **told):
+    monkeypatch.setenv("KUBECONFIG", str(site.cluster.kubeconfig_of("pipeline-runner", site.name)))
+    given = {"checkpoints": "s3://preflight/arnas", "endpoint": site.store.url, "secret": "arnas-s3"} | told
+    preflight_component.python_func(SimpleNamespace(path=str(path)), **given)
+
+
+def test_as_a_task_it_asks_for_its_own_account_and_leaves_its_findings(site, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "")
+    task(site, tmp_path / "findings", monkeypatch=monkeypatch)
+    found = {finding["check"]: finding for finding in json.loads((tmp_path / "findings").read_text())["findings"]}
+    assert found["rights"]["state"] == found["store"]["state"] == "fine"
+    assert "kfp" not in found
+    assert "fine     rights: pipeline-runner has the rights that a run needs" in capsys.readouterr().out
+
+
+def test_as_a_task_it_fails_with_a_sentence_where_something_is_missing(site, tmp_path, monkeypatch):
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "")
+    sentence = r"The cluster lacks what this run needs: There is no bucket absent at \S+; .*Kueue is not installed\."
+    with pytest.raises(InvalidInput, match=sentence):
+        task(site, tmp_path / "findings", checkpoints="s3://absent/arnas", queue="gpus", monkeypatch=monkeypatch)
+    assert not (tmp_path / "findings").exists()
