@@ -81,9 +81,11 @@ def _node(pod: Any) -> str:
 
 
 def _task(pod: Any) -> str:
-    """The task that the pod works for, such as retrain."""
-    parts = _node(pod).split(".")
-    return parts[-2] if len(parts) > 1 and parts[-1].startswith("executor") else parts[-1]
+    """The task that the pod works for, such as retrain, with its place in loops."""
+    *path, last = _node(pod).split(".")
+    name = path[-1] if path and last.startswith("executor") else last
+    iterations = [part.partition("(")[2].partition(":")[0] for part in path if part.startswith("iteration-iterations(")]
+    return f"{name} (iteration {'.'.join(iterations)})" if iterations else name
 
 
 def _why(pod: Any) -> str:

@@ -59,7 +59,12 @@ def run(
     if data and not objects.is_place(data):
         where = str(Path(data).expanduser().resolve())
     settings = config.load(preset, overrides | ({"prepare.path": where} if data else {}))
-    _require_data(settings)
+    options = {"prepare": "--data", "transfer": "--set transfer.path="}
+    require_data(settings, options)
+    for section, option in options.items():
+        path = getattr(settings, section).path
+        if path and not objects.is_place(path) and not Path(path).exists():  # of a place, the first task finds out
+            raise InvalidInput(f"There is no {path}; {option} must name the data set of section {section}.")
     if device not in ("auto", "cpu"):
         from arnas import runtime  # torch, which this process does without otherwise
 
@@ -87,17 +92,22 @@ def run(
     return status
 
 
-def _require_data(settings: config.Settings) -> None:
-    for section, option in {"prepare": "--data", "transfer": "--set transfer.path="}.items():
+def require_data(settings: config.Settings, options: dict[str, str]) -> None:
+    """Refuse a data set that does not come with the library and of which nobody said where it lies.
+
+    Args:
+        settings: Of the run.
+        options: How that is said for each section.
+
+    Raises:
+        InvalidInput: It was not.
+    """
+    for section, option in options.items():
         prepare = getattr(settings, section)
         if prepare.path is None and prepare.dataset in ("cifar10", "folder"):
             raise InvalidInput(
                 f"The data set of section {section}, {prepare.dataset}, is not bundled; say where it lies by {option}."
             )
-        if prepare.path is None or objects.is_place(prepare.path):
-            continue  # the first task finds out
-        if not Path(prepare.path).exists():
-            raise InvalidInput(f"There is no {prepare.path}; {option} must name the data set ({prepare.dataset}).")
 
 
 @contextlib.contextmanager

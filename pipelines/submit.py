@@ -13,11 +13,16 @@ from arnas import config
 from arnas.errors import InvalidInput
 from cluster import kubeflow, pods
 from pipelines.compiled import Compiled
-from pipelines.local import clock
+from pipelines.local import clock, require_data
 
 POLL = 5.0  # seconds between two looks at a run
 LONGEST = 10_000  # characters of all parameters of a run; KFP's limit
 BASE = "cifar10"  # the preset that is changed where a preset is not in the image
+BY_DATA = "--parameter data=s3://BUCKET/PREFIX"
+DATA = {  # how each pipeline is told where the data sets of its sections lie
+    "arnas": {"prepare": BY_DATA, "transfer": "--set transfer.path=s3://BUCKET/PREFIX"},
+    "transfer": {"transfer": BY_DATA},
+}
 ENDED = ("SUCCEEDED", "SKIPPED", "FAILED", "CANCELED")
 
 
@@ -54,18 +59,23 @@ def arguments(
     Raises:
         InvalidInput: A setting, model or parameter does not exist, is of the wrong kind, or is missing.
     """
-    settings = config.load(preset, overrides)
-    if preset not in config.presets():  # a file of this machine, which the cluster does not have
-        preset, overrides = BASE, _differences(settings)
-    for model in models or []:
-        settings.recipe(model)
     named = pipeline.told(more)
     for name, option in {"preset": "--preset", "overrides": "--set", "models": "--models"}.items():
         if name in named:
             raise InvalidInput(f"{name} is no --parameter here, since it is checked; give {option}.")
+    settings = config.load(preset, overrides)
+    asked = {section: option for section, option in DATA.get(pipeline.name, {}).items() if option != BY_DATA}
+    require_data(settings, asked if named.get("data") else DATA.get(pipeline.name, {}))
+    if preset not in config.presets():  # a file of this machine, which the cluster does not have
+        preset, overrides = BASE, _differences(settings)
+    if models and "models" not in pipeline.parameters:
+        raise InvalidInput(f"{pipeline.name} has no parameter models; leave --models out.")
+    for model in models or []:
+        settings.recipe(model)
     told = {"preset": preset, "overrides": overrides, "models": models or list(settings.models)}
     told = {name: value for name, value in told.items() if name in pipeline.parameters} | named
     pipeline.require(told)
+    pipeline.needs(told)  # a number of GPUs and labels that cannot be are refused
     if (size := len(json.dumps(told))) >= LONGEST:
         raise InvalidInput(
             f"The run's parameters take {size} characters, and KFP less than {LONGEST}; set fewer of them."

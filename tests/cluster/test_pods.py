@@ -100,6 +100,12 @@ def test_a_failed_task_is_told_of_with_its_exit_status_and_the_end_of_its_log(co
     assert kubelet.asked == [f"/containerLogs/pods/arnas-x7k2p-0/main?tailLines={pods.LINES}"]
 
 
+def test_a_task_in_loops_is_named_with_its_iterations(core, write):
+    inner = "for-loop-2.iteration-iterations(0:0).iteration-item.whitebox.executor(0)"
+    write(f"for-loop-1.iteration-iterations(1:1).iteration-item.{inner}", {"phase": "Failed", **ended(1)})
+    assert next(pods.failures(core, "pods", RUN)).startswith("whitebox (iteration 1.0) failed in pod ")
+
+
 def test_lack_of_memory_and_eviction_are_named(core, write):
     write("whitebox.executor", {"phase": "Failed", **ended(137, "OOMKilled")})
     write(

@@ -16,6 +16,7 @@ from pipelines import submit
 from pipelines.__main__ import main
 from pipelines.generate import ROOT
 
+BUNDLED = "prepare: {dataset: digits}\ntransfer: {dataset: glyphs}\n"
 DIGITS = ["submit", "--preset", "digits"]
 
 
@@ -53,6 +54,18 @@ def sent(*options: str, kfp: Kfp | None = None) -> dict:
         (["--pipeline", "arnass"], r"arnass is no compiled pipeline; name arnas, transfer, or a file"),
         (["--pipeline", str(ROOT / "pyproject.toml")], r"pyproject\.toml is no compiled pipeline"),
         (["--pipeline", str(ROOT / "arnas" / "presets" / "smoke.yaml")], r"smoke\.yaml is no compiled pipeline"),
+        (
+            ["--preset", "cifar10"],
+            r"section prepare, cifar10, is not bundled; say .* --parameter data=s3://BUCKET/PREFIX",
+        ),
+        (["--set", "transfer.dataset=folder"], r"section transfer, folder, .* --set transfer\.path=s3://"),
+        (["--parameter", "gpus=two"], r"arnas: gpus = 'two': .*integer"),
+        (["--parameter", "gpu_pool=gold"], r"gpu_pool must be of type STRUCT"),
+        (["--parameter", "shards=1/1"], r"shards must be of type LIST"),
+        (["--image", "arnas:latest"], r"arnas:latest' does not say which content"),
+        (["--placement", "nowhere.yaml"], r"nowhere\.yaml cannot be read"),
+        (["--pipeline", "transfer"], r"transfer needs genotype; give --parameter genotype=VALUE"),
+        (["--pipeline", "transfer", "--models", "searched"], r"transfer has no parameter models; leave --models out"),
         (["--retries", "-1"], r"--retries -1 must be 0 or more"),
         (["--retries", "2"], r"--retries 2 .* give --wait"),
         (["--pipeline-root", "minio/here"], r"--pipeline-root minio/here .* s3://BUCKET"),
@@ -134,7 +147,7 @@ def test_all_models_of_the_preset_are_trained_where_none_is_named() -> None:
 
 def test_a_preset_of_this_machine_is_sent_as_settings(tmp_path: Path) -> None:
     file = tmp_path / "mine.yaml"
-    file.write_text("search: {epochs: 7}\nmodels: {resnet18: {epochs: 9}}\nwhitebox: {epsilon: 4/255}\n")
+    file.write_text(f"{BUNDLED}search: {{epochs: 7}}\nmodels: {{resnet18: {{epochs: 9}}}}\nwhitebox: {{epsilon: 4/255}}\n")
     told = sent("--preset", str(file), "--set", "seed=5")["runtime_config"]["parameters"]
     there, here = config.load(told["preset"], told["overrides"]), config.load(str(file), {"seed": 5})
     assert told["models"] == ["resnet18"]
@@ -145,6 +158,30 @@ def test_a_preset_of_this_machine_is_sent_as_settings(tmp_path: Path) -> None:
 def test_parameters_arrive_as_what_the_pipeline_declares() -> None:
     told = sent("--parameter", "device=1", "--parameter", "checkpoints=s3://bucket/a=b")["runtime_config"]["parameters"]
     assert (told["device"], told["checkpoints"]) == ("1", "s3://bucket/a=b")
+
+
+def test_a_number_of_gpus_stays_text_and_labels_become_a_dictionary() -> None:
+    told = sent("--parameter", "gpus=2", "--parameter", "gpu_pool={pool: gpu}")["runtime_config"]["parameters"]
+    assert (told["gpus"], told["gpu_pool"]) == ("2", {"pool": "gpu"})
+
+
+def test_a_site_sends_its_own_image_and_placement(tmp_path: Path) -> None:
+    (tmp_path / "site.yaml").write_text("gpu_pool: {pool: gold}\n")
+    image = "registry.example.org/arnas:0.1.0"
+    specification = sent("--image", image, "--placement", str(tmp_path / "site.yaml"))["pipeline_spec"]["pipeline_spec"]
+    executors = specification["deploymentSpec"]["executors"].values()
+    assert {executor["container"]["image"] for executor in executors} == {image}
+    assert specification["root"]["inputDefinitions"]["parameters"]["gpu_pool"]["defaultValue"] == {"pool": "gold"}
+
+
+def test_data_of_the_user_is_handed_on() -> None:
+    told = sent("--preset", "cifar10", "--parameter", "data=s3://data/cifar")["runtime_config"]["parameters"]
+    assert told["data"] == "s3://data/cifar"
+
+
+def test_more_than_kfp_takes_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*DIGITS, "--parameter", f"data={'x' * 10_000}"]) == 2
+    assert re.search(r"parameters take 10\d\d\d characters, and KFP less than 10000", capsys.readouterr().err)
 
 
 def test_place_and_account_of_the_run_are_handed_on() -> None:
