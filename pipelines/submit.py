@@ -166,12 +166,14 @@ class _Watch:
     """One run, seen through KFP and, where there is a kubeconfig, through Kubernetes."""
 
     def __init__(self, client: Any, run_id: str, place: Place):
+        from kubernetes.client import CoreV1Api
+
         self.client, self.run_id = client, run_id
         self.namespace = place.namespace or client.get_user_namespace() or kubeflow.NAMESPACE
         self.view = _View()
         self.core: Any = None
-        with contextlib.suppress(InvalidInput):
-            self.core = pods.connect()
+        with contextlib.suppress(InvalidInput):  # it is a help, and not needed
+            self.core = CoreV1Api(pods.connect())
 
     def until_it_ends(self) -> str:
         """Show the tasks as they begin and end; returns the run's last state."""

@@ -7,8 +7,11 @@ import threading
 import kubernetes
 import pytest
 import trustme
+from kfp_stand_in import Kfp
 
 from cluster import pods
+from pipelines import submit
+from pipelines.__main__ import main
 
 RUN = "5c1f4a0e-0000-4000-8000-000000000001"
 LOGS = {"main": "one\narnas.errors.InvalidInput: gpus = 1 were promised, but this task sees none.\n"}
@@ -129,8 +132,10 @@ def test_of_a_task_that_was_tried_again_only_the_last_try_counts(core, write):
 
 def test_a_log_that_is_gone_does_not_hide_the_reason(core, write):
     write("prepare.executor", {"phase": "Failed", **ended(1)})
+    port = core.read_node("node").status.daemon_endpoints.kubelet_endpoint.port
     core.patch_node_status("node", {"status": {"daemonEndpoints": {"kubeletEndpoint": {"Port": 9}}}})
     first, second = pods.failures(core, "pods", RUN)
+    core.patch_node_status("node", {"status": {"daemonEndpoints": {"kubeletEndpoint": {"Port": port}}}})
     assert first == "prepare failed in pod arnas-x7k2p-0: main ended with Error, exit status 1."
     assert second.startswith("    (its log is gone: ")
 
@@ -149,3 +154,34 @@ def test_what_keeps_a_task_from_starting_is_named(core, write):
         "search": f"Unschedulable: {message}",
         "prepare": 'ImagePullBackOff: Back-off pulling image "arnas:1"',
     }
+
+
+def test_a_follower_is_told_why_a_task_waits_and_in_the_end_why_another_failed(
+    cluster, core, write, monkeypatch, capsys
+):
+    monkeypatch.setenv("KUBECONFIG", str(cluster.kubeconfig))
+    monkeypatch.setattr(submit, "POLL", 0.01)
+    states = [("RUNNING", {"retrain": "RUNNING"})] * 3 + [("FAILED", {"retrain": "FAILED"})]
+    with Kfp(states) as kfp:
+        assert main(["submit", "--preset", "digits", "--endpoint", kfp.url]) == 0
+        run = kfp.runs[0]["run_id"]
+        write("retrain.executor(0)", {"phase": "Failed", **ended(1)}, run)
+        message = "0/1 nodes are available: 1 Insufficient nvidia.com/gpu."
+        scheduled = {"type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": message}
+        write("search.executor(0)", {"phase": "Pending", "conditions": [scheduled]}, run)
+        capsys.readouterr()
+        assert main(["submit", "--endpoint", kfp.url, "--namespace", "pods", "--follow", run]) == 1
+    captured = capsys.readouterr()
+    assert captured.out.splitlines() == [
+        "retrain ...",
+        f"search waits: Unschedulable: {message}",
+        "retrain failed after 1:12",
+    ]
+    assert captured.err.splitlines()[:2] == [
+        "The run failed.",
+        "retrain failed in pod arnas-x7k2p-0: main ended with Error, exit status 1.",
+    ]
+    assert (
+        captured.err.splitlines()[-1]
+        == "    arnas.errors.InvalidInput: gpus = 1 were promised, but this task sees none."
+    )
