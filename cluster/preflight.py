@@ -60,6 +60,7 @@ class Needs(BaseModel):
     gpu_pool: dict[str, str] = Field({}, description="Labels of the nodes of tasks that have GPUs.")
     gpu_tolerations: list[dict[str, Any]] = Field([], description="Of taints on these nodes, as in a pod.")
     cpu_pool: dict[str, str] = Field({}, description="Labels of the nodes of all other tasks.")
+    cpu_tolerations: list[dict[str, Any]] = Field([], description="Of taints on these nodes.")
     checkpoints: str = Field("", description="Where checkpoints go; a place in a bucket is tried.")
     endpoint: str = Field("", description="Address of the store; AWS_ENDPOINT_URL replaces it.")
     secret: str = Field("", description="The store's credentials, with keys accesskey and secretkey.")
@@ -281,9 +282,11 @@ def gpu_pool(cluster: Cluster, needs: Needs) -> Finding | None:
 def cpu_pool(cluster: Cluster, needs: Needs) -> Finding:
     """Is there a node for the other tasks?"""
     nodes = cluster.core.list_node(**_IN_TIME).items
-    if found := _closed(nodes, needs.cpu_pool, [], "node", "data preparation and report wait for ever"):
+    if found := _closed(
+        nodes, needs.cpu_pool, needs.cpu_tolerations, "node", "data preparation and report wait for ever"
+    ):
         return found
-    return Finding("fine", f"{len(_open(nodes, needs.cpu_pool, []))} nodes take tasks without GPUs")
+    return Finding("fine", f"{len(_open(nodes, needs.cpu_pool, needs.cpu_tolerations))} nodes take tasks without GPUs")
 
 
 def quota(cluster: Cluster, needs: Needs) -> Finding | None:
@@ -565,7 +568,7 @@ def _pod(needs: Needs) -> dict[str, Any]:
             "serviceAccountName": needs.service_account,
             "restartPolicy": "Never",
             "nodeSelector": needs.gpu_pool if needs.gpus else needs.cpu_pool,
-            "tolerations": needs.gpu_tolerations,
+            "tolerations": needs.gpu_tolerations if needs.gpus else needs.cpu_tolerations,
             "containers": [container],
             "volumes": [{"name": "shm", "emptyDir": {"medium": "Memory"}}],
         },

@@ -15,6 +15,7 @@ from arnas.errors import InvalidInput
 from cluster.preflight import Needs
 from pipelines import generate
 
+QUEUE = "kueue.x-k8s.io/queue-name"  # label of pods that wait in a queue of Kueue
 KINDS: dict[str, tuple[type, ...]] = {
     "STRING": (str,),
     "NUMBER_INTEGER": (int,),
@@ -102,17 +103,18 @@ class Compiled:
         """
         defaults = {name: about.get("defaultValue") for name, about in self.parameters.items()}
         values = {name: value for name, value in (defaults | told).items() if name in Needs.model_fields}
-        executors = self.documents[0]["deploymentSpec"]["executors"].values()
-        images = sorted({executor["container"]["image"] for executor in executors if "container" in executor})
+        containers = {
+            name: executor["container"]
+            for name, executor in self.documents[0]["deploymentSpec"]["executors"].items()
+            if "container" in executor
+        }
+        values["image"] = next(iter(containers.values()))["image"]  # all are the same
         platform = next(iter(self.documents[1:]), {}).get("platforms", {}).get("kubernetes", {})
-        labels = [
-            pod.get("podMetadata", {}).get("labels", {})
-            for pod in platform.get("deploymentSpec", {}).get("executors", {}).values()
-        ]
-        queues = sorted(
-            {label["kueue.x-k8s.io/queue-name"] for label in labels if "kueue.x-k8s.io/queue-name" in label}
-        )
-        values |= {"image": images[0]} | ({"queue": queues[0]} if queues else {})
+        for name, pod in platform.get("deploymentSpec", {}).get("executors", {}).items():
+            key = f"{'gpu' if 'accelerator' in containers[name].get('resources', {}) else 'cpu'}_tolerations"
+            fixed = [one for one in pod.get("tolerations", []) if "tolerationJson" not in one]
+            values[key] = [*values.get(key, []), *(one for one in fixed if one not in values.get(key, []))]
+            values["queue"] = pod.get("podMetadata", {}).get("labels", {}).get(QUEUE) or values.get("queue", "")
         values |= {name: value for name, value in more.items() if value is not None}
         return validate(Needs, values, self.name)
 

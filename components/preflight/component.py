@@ -22,9 +22,9 @@ def preflight(
     Args:
         task_gpus: GPUs of a task, as text, from 0. Default: 0, which asks for none.
         accelerator: Name of the GPUs as a resource. Default: nvidia.com/gpu.
-        gpu_pool: Labels of the nodes of tasks that have GPUs. Default: any node.
+        gpu_pool: Labels of the nodes of tasks that have GPUs. Default: none, so any node.
         gpu_tolerations: Tolerations of these tasks, as in a pod. Default: none.
-        cpu_pool: Labels of the nodes of all other tasks. Default: any node.
+        cpu_pool: Labels of the nodes of all other tasks. Default: none, so any node.
         checkpoints: Where unfinished work will be kept; in s3://BUCKET/PREFIX an object is written, read and removed.
             Default: /checkpoints, which is not tried.
         endpoint: Address of the store where checkpoints are s3://..., such as http://minio.example:9000. Default: what

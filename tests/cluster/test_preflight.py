@@ -485,12 +485,11 @@ def test_bad_words_are_refused_before_anyone_is_asked(options, sentence, monkeyp
 
 
 def test_a_sites_placement_is_what_is_asked_for(site, tmp_path, monkeypatch, capsys):
-    queue = {"gpu_tasks": {"queue": "gold"}, "gpus": "2", "gpu_tolerations": []}
-    (tmp_path / "site.yaml").write_text(yaml.safe_dump(queue))
+    (tmp_path / "site.yaml").write_text("accelerator: amd.com/gpu\ngpu_tasks: {queue: gold}\n")
     assert told(site, "--placement", str(tmp_path / "site.yaml"), monkeypatch=monkeypatch) == 1
     lines = capsys.readouterr().out
     assert "missing  queue: Kueue is not installed" in lines
-    assert re.search(r"missing  gpu_pool: .* taint nvidia\.com/gpu=:NoSchedule", lines)
+    assert "missing  gpu_pool: No node offers amd.com/gpu;" in lines
 
 
 # ---------------------------------------------------------------------------------------------- as a task of a run

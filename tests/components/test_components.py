@@ -11,7 +11,7 @@ import pytest
 
 from arnas import runtime, task
 from arnas.errors import InvalidInput
-from pipelines.generate import STAGES
+from pipelines.generate import COMPONENTS
 
 FIGURES = {"digest": "d", "clean": 0.5, "epochs": 7}
 NUMBERS = {"clean": 0.5, "epochs": 7}
@@ -180,7 +180,7 @@ def test_report_gathers_everything_with_or_without_a_transfer(
     assert artifacts["scores"].metadata == described(FIGURES)
 
 
-@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("stage", COMPONENTS)
 def test_every_input_and_output_is_documented(stage: str) -> None:
     spec = getattr(import_module(f"components.{stage}.component"), stage).pipeline_spec.components[f"comp-{stage}"]
     for definitions in (spec.input_definitions, spec.output_definitions):
@@ -189,7 +189,7 @@ def test_every_input_and_output_is_documented(stage: str) -> None:
                 assert definition.description, name
 
 
-@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("stage", COMPONENTS)
 def test_ten_parameters_at_most_and_each_says_its_default(stage: str) -> None:
     spec = getattr(import_module(f"components.{stage}.component"), stage).pipeline_spec.components[f"comp-{stage}"]
     parameters = spec.input_definitions.parameters

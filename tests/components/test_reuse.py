@@ -22,7 +22,7 @@ from arnas.config import Prepare
 from arnas.objects import Bucket
 from arnas.stages import prepare
 from components.search.component import search
-from pipelines.generate import ROOT, STAGES
+from pipelines.generate import COMPONENTS, ROOT
 
 SETTINGS = Prepare(dataset="digits", holdout_fraction=0.2, train_limit=160, test_limit=60)
 
@@ -91,7 +91,7 @@ def address() -> Iterator[str]:
 
 
 @pytest.mark.filterwarnings("ignore::RuntimeWarning:kfp")
-@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("stage", COMPONENTS)
 def test_the_pipeline_in_each_readme_loads_by_url_and_compiles(stage: str, address: str, tmp_path: Path) -> None:
     readme = (ROOT / "components" / stage / "README.md").read_text()
     (code,) = re.findall(r"```python\n(.*?)```", readme, flags=re.DOTALL)

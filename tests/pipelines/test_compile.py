@@ -13,7 +13,7 @@ import yaml
 
 import arnas
 from pipelines.__main__ import main
-from pipelines.generate import PIPELINES, ROOT, STAGES, compile_all
+from pipelines.generate import COMPONENTS, PIPELINES, ROOT, compile_all
 
 COMMITTED = [*ROOT.glob("components/*/component.yaml"), *ROOT.glob("pipelines/*.yaml")]
 COMPILED = [file for file in COMMITTED if file.name != "placement.yaml"]
@@ -29,7 +29,7 @@ def specs(root: Path = ROOT) -> Iterator[tuple[Path, dict[str, Any], dict[str, A
 
 def test_committed_files_are_current_and_compiling_is_deterministic(tmp_path: Path) -> None:
     written = compile_all(tmp_path)
-    assert len(written) == 2 * len(STAGES) + len(PIPELINES)
+    assert len(written) == 2 * len(COMPONENTS) + len(PIPELINES)
     for file in written:
         committed = ROOT / file.relative_to(tmp_path)
         assert file.read_text() == committed.read_text(), f"{committed} is stale: run make generate"
@@ -44,7 +44,7 @@ def test_another_process_with_other_hashes_compiles_the_same_bytes(tmp_path: Pat
 
 
 def test_images_are_tagged_with_the_version_and_nothing_is_installed_at_run_time() -> None:
-    assert len(COMPILED) == len(STAGES) + len(PIPELINES)
+    assert len(COMPILED) == len(COMPONENTS) + len(PIPELINES)
     for file in COMPILED:
         text = file.read_text()
         assert set(re.findall(r"image: (\S+)", text)) == {f"arnas:{arnas.__version__}"}

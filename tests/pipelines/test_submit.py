@@ -147,7 +147,7 @@ def test_all_models_of_the_preset_are_trained_where_none_is_named() -> None:
 
 def test_a_preset_of_this_machine_is_sent_as_settings(tmp_path: Path) -> None:
     file = tmp_path / "mine.yaml"
-    file.write_text(f"{BUNDLED}search: {{epochs: 7}}\nmodels: {{resnet18: {{epochs: 9}}}}\nwhitebox: {{epsilon: 4/255}}\n")
+    file.write_text(BUNDLED + "search: {epochs: 7}\nmodels: {resnet18: {epochs: 9}}\nwhitebox: {epsilon: 4/255}\n")
     told = sent("--preset", str(file), "--set", "seed=5")["runtime_config"]["parameters"]
     there, here = config.load(told["preset"], told["overrides"]), config.load(str(file), {"seed": 5})
     assert told["models"] == ["resnet18"]
