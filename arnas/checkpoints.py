@@ -15,7 +15,7 @@ import signal
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any, Protocol, Self
@@ -140,11 +140,12 @@ class _FolderShelf:
     def open(self) -> None:
         artifacts.require_writable(self.root / "checkpoint")
         for entry in self.root.iterdir():
-            age = time.time() - entry.stat().st_mtime
-            if re.fullmatch(f"{KEY}.safetensors", entry.name) and age > KEPT_DAYS * DAY:
-                entry.unlink(missing_ok=True)
-            if re.fullmatch(f".{KEY}.safetensors.*", entry.name) and age > DAY:
-                shutil.rmtree(entry, ignore_errors=True)
+            with suppress(FileNotFoundError):  # of another stage, which has just finished with it
+                age = time.time() - entry.stat().st_mtime
+                if re.fullmatch(f"{KEY}.safetensors", entry.name) and age > KEPT_DAYS * DAY:
+                    entry.unlink()
+                if re.fullmatch(f".{KEY}.safetensors.*", entry.name) and age > DAY:
+                    shutil.rmtree(entry, ignore_errors=True)
 
     @contextmanager
     def writing(self, key: str) -> Iterator[Path]:

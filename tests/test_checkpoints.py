@@ -163,6 +163,21 @@ def test_what_a_killed_writer_left_in_a_folder_is_removed_after_a_day(tmp_path):
     assert [entry.name for entry in tmp_path.iterdir()] == [f".{KEY}.safetensors.new"]
 
 
+def test_a_folder_is_opened_while_others_write_there(tmp_path):
+    ended = threading.Event()
+
+    def write():
+        while not ended.is_set():
+            CheckpointStore(tmp_path).save(KEY, {})
+
+    thread = threading.Thread(target=write)
+    thread.start()
+    for _ in range(300):
+        CheckpointStore.open(tmp_path)
+    ended.set()
+    thread.join()
+
+
 # Writers that are killed, and writers that meet
 
 WRITER = """
