@@ -157,7 +157,7 @@ def _add_preflight(commands: Any) -> None:
 def _add_target(parser: argparse.ArgumentParser) -> None:
     """Which pipeline, and where: the same words for submit and preflight."""
     parser.add_argument(
-        "--pipeline", default="arnas", metavar="NAME", help="arnas (default), transfer, or a compiled pipeline's file"
+        "--pipeline", default="arnas", metavar="NAME", help="arnas (default), transfer, seeds, or a file"
     )
     parser.add_argument("--image", help="the image that the tasks run in, with a version tag or a digest")
     parser.add_argument("--placement", metavar="FILE", help="what differs from pipelines/placement.yaml, as YAML")

@@ -22,6 +22,7 @@ BY_DATA = "--parameter data=s3://BUCKET/PREFIX"
 DATA = {  # how each pipeline is told where the data sets of its sections lie
     "arnas": {"prepare": BY_DATA, "transfer": "--set transfer.path=s3://BUCKET/PREFIX"},
     "transfer": {"transfer": BY_DATA},
+    "seeds": {"prepare": BY_DATA},
 }
 ENDED = ("SUCCEEDED", "SKIPPED", "FAILED", "CANCELED")
 

@@ -10,9 +10,11 @@ import re
 import threading
 import uuid
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from urllib.parse import parse_qs
 
 import kfp_server_api as api
 
+JSON = "application/json"
 BEGAN = datetime.datetime(2026, 1, 1, 12, tzinfo=datetime.UTC)
 
 
@@ -49,7 +51,7 @@ class Kfp:
     def __init__(self, states=(("SUCCEEDED", {}),), health=None, multi_user=False, refusal=None):
         self.states, self.multi_user, self.refusal = list(states), multi_user, refusal
         self.health = {"tag_name": "2.17.0"} if health is None else health
-        self.experiments, self.runs, self.retried, self.requests = [], [], [], []
+        self.experiments, self.runs, self.retried, self.requests, self.uploads = [], [], [], [], {}
         self.looks = 0
         outer = self
 
@@ -58,12 +60,13 @@ class Kfp:
                 self.answer("GET", None)
 
             def do_POST(self):
-                self.answer("POST", json.loads(self.rfile.read(int(self.headers.get("Content-Length") or 0)) or "null"))
+                body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+                self.answer("POST", json.loads(body or "null") if self.headers["Content-Type"] == JSON else body)
 
             def answer(self, method, body):
                 outer.requests.append((method, self.path))
                 try:
-                    status, found = outer.answer(method, self.path.partition("?")[0], body)
+                    status, found = outer.answer(method, self.path, body)
                 except AssertionError as error:
                     status, found = 400, {"error": str(error), "code": 3, "message": str(error)}
                 if status is None:
@@ -91,7 +94,8 @@ class Kfp:
         self.server.shutdown()
         self.server.server_close()
 
-    def answer(self, method, path, body):
+    def answer(self, method, address, body):
+        path, _, query = address.partition("?")
         if path.endswith("/healthz"):
             new = api.V2beta1GetHealthzResponse(multi_user=self.multi_user, pipeline_store="database")
             return 200, new if "v2beta1" in path else {"commit_sha": "unknown", "multi_user": False} | self.health
@@ -108,6 +112,10 @@ class Kfp:
             assert not self.refusal, self.refusal
             self.runs.append(body | {"run_id": str(uuid.uuid4())})
             return 200, api.V2beta1Run(run_id=self.runs[-1]["run_id"], state="PENDING")
+        if path == "/apis/v2beta1/pipelines/upload":
+            (name,) = parse_qs(query)["name"]
+            self.uploads[name] = body
+            return 200, api.V2beta1Pipeline(pipeline_id=str(uuid.uuid4()), display_name=name, created_at=BEGAN)
         if match := re.fullmatch(r"/apis/v2beta1/runs/([-\w]+):retry", path):
             self.retried.append(match[1])
             return 200, {}
@@ -137,6 +145,7 @@ class Kfp:
         return 200, api.V2beta1Run(
             run_id=run_id,
             state=state[0],
+            created_at=BEGAN,
             pipeline_spec=run["pipeline_spec"],
             run_details=api.V2beta1RunDetails(task_details=details),
         )

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 import yaml
+from click.testing import CliRunner
+from kfp.cli.cli import cli
 from kfp_stand_in import Kfp
 
 from arnas import config
@@ -51,7 +53,7 @@ def sent(*options: str, kfp: Kfp | None = None) -> dict:
         (["--parameter", "devise=cpu"], r"no parameter devise; near it are device"),
         (["--parameter", "device"], r"'device' sets nothing"),
         (["--parameter", "preset=digits"], r"preset is no --parameter here, since it is checked; give --preset"),
-        (["--pipeline", "arnass"], r"arnass is no compiled pipeline; name arnas, transfer, or a file"),
+        (["--pipeline", "arnass"], r"arnass is no compiled pipeline; name arnas, transfer, .*or a file"),
         (["--pipeline", str(ROOT / "pyproject.toml")], r"pyproject\.toml is no compiled pipeline"),
         (["--pipeline", str(ROOT / "arnas" / "presets" / "smoke.yaml")], r"smoke\.yaml is no compiled pipeline"),
         (
@@ -204,6 +206,32 @@ def test_without_cache_no_task_is_answered_from_it_in_loops_and_nested_pipelines
 
     assert {"retrain", "transfer", "search"} <= set(cached(sent()))  # so that the next line can fail
     assert cached(sent("--no-cache")) == []
+
+
+# --------------------------------------------------------------------------------------- what users of kfp already type
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning:kfp")
+@pytest.mark.parametrize("verb", ["create", "submit"])  # KFP 2 calls it create, and knows the older name
+def test_kfp_run_create_takes_the_committed_yaml(verb: str) -> None:
+    with Kfp() as server:
+        words = ["--endpoint", server.url, "run", verb, "-e", "defence", "-f", str(ROOT / "pipelines" / "arnas.yaml")]
+        done = CliRunner().invoke(cli, [*words, "preset=digits", 'gpus="0"', 'models=["searched"]'], obj={})
+        assert done.exit_code == 0, done.output
+        told = server.runs[0]["runtime_config"]["parameters"]
+    assert told == {"preset": "digits", "gpus": "0", "models": ["searched"]}
+    assert server.runs[0]["pipeline_spec"]["platform_spec"]["platforms"]["kubernetes"]
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning:kfp")
+@pytest.mark.parametrize("name", ["arnas", "transfer"])
+def test_kfp_pipeline_create_takes_the_committed_yaml(name: str) -> None:
+    file = ROOT / "pipelines" / f"{name}.yaml"
+    with Kfp() as server:
+        done = CliRunner().invoke(cli, ["--endpoint", server.url, "pipeline", "create", "-p", name, str(file)], obj={})
+        assert done.exit_code == 0, done.output
+    assert list(server.uploads) == [name]
+    assert file.read_bytes() in server.uploads[name]
 
 
 # ------------------------------------------------------------------------------------------------ what a follower sees
