@@ -1,4 +1,4 @@
-"""Pods of a KFP run, as Kubernetes tells of them: why they wait, why they failed, and the end of their logs."""
+"""Pods, those of a KFP run above all, as Kubernetes tells of them: why they wait, why they failed, what they said."""
 
 import os
 from collections.abc import Iterator
@@ -31,43 +31,47 @@ def connect() -> Any:
 
 
 def waiting(core: Any, namespace: str, run_id: str) -> dict[str, str]:
-    """Tasks of a run whose pods do not start, and what keeps them: no node with room, no image, ..."""
-    found = {}
-    for pod in _pods(core, namespace, run_id):
-        if pod.status.phase != "Pending":
-            continue
-        reasons = [
-            f"{condition.reason}: {condition.message}"
-            for condition in pod.status.conditions or []
-            if condition.type == "PodScheduled" and condition.status == "False"
-        ]
-        for container in [*(pod.status.init_container_statuses or []), *(pod.status.container_statuses or [])]:
-            state = container.state and container.state.waiting
-            if state and state.reason not in _STARTING:
-                reasons.append(": ".join(filter(None, [state.reason, state.message])))
-        if reasons:
-            found[_task(pod)] = reasons[0]
-    return found
+    """Tasks of a run whose pods do not start, and what keeps them."""
+    return {_task(pod): reason for pod in _pods(core, namespace, run_id) if (reason := obstacle(pod))}
+
+
+def obstacle(pod: Any) -> str | None:
+    """What keeps a pod from starting, if anything does: no node with room, no image, ..."""
+    if pod.status.phase != "Pending":
+        return None
+    for condition in pod.status.conditions or []:
+        if condition.type == "PodScheduled" and condition.status == "False":
+            return f"{condition.reason}: {condition.message}"
+    for container in [*(pod.status.init_container_statuses or []), *(pod.status.container_statuses or [])]:
+        state = container.state and container.state.waiting
+        if state and state.reason not in _STARTING:
+            return ": ".join(filter(None, [state.reason, state.message]))
+    return None
 
 
 def failures(core: Any, namespace: str, run_id: str) -> Iterator[str]:
     """Why pods of a run failed: a line for each reason, and the last lines of the log below it."""
-    from kubernetes.client import ApiException
-
     last = {}  # a pod that was tried again counts once
     for pod in sorted(_pods(core, namespace, run_id), key=lambda pod: str(pod.metadata.creation_timestamp)):
         last[_node(pod).rpartition("(")[0] or _node(pod)] = pod
     for pod in last.values():
         if pod.status.phase != "Failed":
             continue
-        yield f"{_task(pod)} failed in pod {pod.metadata.name}: {_why(pod)}."
-        try:
-            log = core.read_namespaced_pod_log(
-                pod.metadata.name, namespace, container="main", tail_lines=LINES, _request_timeout=TIMEOUT
-            )
-        except ApiException as error:
-            log = f"(its log is gone: {error.reason})"
-        yield from (f"    {line}" for line in log.splitlines())
+        yield f"{_task(pod)} failed in pod {pod.metadata.name}: {why(pod)}."
+        yield from log_end(core, namespace, pod.metadata.name, "main")
+
+
+def log_end(core: Any, namespace: str, pod: str, container: str) -> list[str]:
+    """The last lines of a container's log, indented."""
+    from kubernetes.client import ApiException
+
+    try:
+        log = core.read_namespaced_pod_log(
+            pod, namespace, container=container, tail_lines=LINES, _request_timeout=TIMEOUT
+        )
+    except ApiException as error:
+        log = f"(its log is gone: {error.reason})"
+    return [f"    {line}" for line in log.splitlines()]
 
 
 def _pods(core: Any, namespace: str, run_id: str) -> list[Any]:
@@ -88,7 +92,7 @@ def _task(pod: Any) -> str:
     return f"{name} (iteration {'.'.join(iterations)})" if iterations else name
 
 
-def _why(pod: Any) -> str:
+def why(pod: Any) -> str:
     """What Kubernetes gives as the reason: Evicted, OOMKilled, an exit status."""
     reasons = [": ".join(filter(None, [pod.status.reason, pod.status.message]))] if pod.status.reason else []
     for container in [*(pod.status.init_container_statuses or []), *(pod.status.container_statuses or [])]:

@@ -19,12 +19,12 @@ from typing import Any
 import arnas
 from arnas import artifacts, config, objects
 from arnas.errors import Interrupted, InvalidInput
+from cluster import kubeflow, pods
+from cluster.pods import TIMEOUT
 
 GROUP, VERSION, PLURAL = "trainer.kubeflow.org", "v1alpha1", "trainjobs"
 CONTAINER = "node"  # Trainer's name for the one that trains
 PAUSE = 5.0  # seconds between two looks at the job
-TIMEOUT = (10, 60)  # seconds to connect and to answer; Kubernetes' client would wait for ever
-LINES = 20  # of the log of a node that failed
 
 
 class TrainJobFailed(RuntimeError):
@@ -131,22 +131,13 @@ class Trainer:
 
     @classmethod
     def here(cls) -> "Trainer":
-        """In the cluster and namespace of this pod, or of the kubeconfig.
+        """In the namespace of this pod; outside of a cluster, in KFP's of the one that the kubeconfig names.
 
         Raises:
-            InvalidInput: There is neither.
+            InvalidInput: There is no cluster.
         """
-        from kubernetes import client, config
-
         account = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
-        try:
-            config.load_config()
-            context = {} if account.exists() else config.list_kube_config_contexts()[1]["context"]
-        except config.ConfigException:
-            raise InvalidInput(
-                "No Kubernetes cluster is known here; run this as a task in one, or set KUBECONFIG."
-            ) from None
-        return cls(client.ApiClient(), account.read_text() if account.exists() else context.get("namespace", "default"))
+        return cls(pods.connect(), account.read_text() if account.exists() else kubeflow.NAMESPACE)
 
     def run(self, wanted: Mapping[str, Any]) -> None:
         """Make a TrainJob, or join it if it is there and has not failed; return when it is complete.
@@ -246,34 +237,26 @@ class Trainer:
     def _progress(self, name: str, state: Mapping[str, Any], nodes: int) -> str:
         if suspended := _condition(state, "Suspended"):
             return f"suspended ({suspended['message'].rstrip('.')})"
-        pods = self._pods(name)
-        waiting = next(filter(None, map(_waits_for, pods)), None)
-        running = sum(pod.status.phase == "Running" for pod in pods)
-        return f"{running} of {nodes} nodes run" + (f", one waits for {waiting}" if waiting else "")
+        found = self._nodes(name)
+        waiting = next(filter(None, map(pods.obstacle, found)), None)
+        running = sum(pod.status.phase == "Running" for pod in found)
+        return f"{running} of {nodes} nodes run" + (f", one waits ({waiting})" if waiting else "")
 
     def _failure(self, name: str, condition: Mapping[str, Any]) -> str:
         """Why the job failed, and the end of the log of the node that was the first to fail."""
-        from kubernetes.client import ApiException
-
         why = f"TrainJob {name} failed ({condition['message'].rstrip('.')})"
-        ends = [(end.finished_at, pod.metadata.name, end) for pod in self._pods(name) if (end := _end(pod))]
-        if not ends:
-            return f"{why}; its pods are gone, so their logs must be looked for where the cluster keeps logs."
-        _, pod, end = min(ends, key=lambda each: each[:2])
-        try:
-            log = self._core().read_namespaced_pod_log(
-                pod, self.namespace, container=CONTAINER, tail_lines=LINES, _request_timeout=TIMEOUT
-            )
-        except ApiException as error:
-            log = f"(its log is gone: {error.reason})"
-        lines = "".join(f"\n    {line}" for line in log.splitlines())
-        return f"{why}: pod {pod} ended with {end.reason or 'an error'}, exit status {end.exit_code}, and said{lines}"
+        failed = [pod for pod in self._nodes(name) if pod.status.phase == "Failed"]
+        if not failed:
+            return f"{why}, and its pods are gone; what they said is where the cluster keeps old logs."
+        first = min(failed, key=_ended)
+        log = pods.log_end(self._core(), self.namespace, first.metadata.name, CONTAINER)
+        return "\n".join([f"{why} in pod {first.metadata.name}: {pods.why(first)}.", *log])
 
-    def _pods(self, name: str) -> list[Any]:
+    def _nodes(self, name: str) -> list[Any]:
+        """The job's pods."""
         selector = f"jobset.sigs.k8s.io/jobset-name={name}"
-        return list(
-            self._core().list_namespaced_pod(self.namespace, label_selector=selector, _request_timeout=TIMEOUT).items
-        )
+        found = self._core().list_namespaced_pod(self.namespace, label_selector=selector, _request_timeout=TIMEOUT)
+        return list(found.items)
 
     def _refusal(self, error: Any) -> InvalidInput:
         said = " ".join(str(error.body or error.reason).split())
@@ -322,22 +305,10 @@ def _condition(state: Mapping[str, Any], kind: str) -> Mapping[str, Any] | None:
     return next((each for each in conditions if each["type"] == kind and each["status"] == "True"), None)
 
 
-def _waits_for(pod: Any) -> str | None:
-    """What keeps a pod from starting: no node with room, no image, ..."""
-    for condition in pod.status.conditions or []:
-        if condition.type == "PodScheduled" and condition.status == "False":
-            return f"a place ({condition.message})"
-    for container in pod.status.container_statuses or []:
-        state = container.state and container.state.waiting
-        if state and state.reason not in ("PodInitializing", "ContainerCreating"):
-            return ": ".join(filter(None, [state.reason, state.message]))
-    return None
-
-
-def _end(pod: Any) -> Any:
-    """How a pod's container failed, if it did."""
-    ends = (container.state and container.state.terminated for container in pod.status.container_statuses or [])
-    return next((end for end in ends if end and end.exit_code), None)
+def _ended(pod: Any) -> str:
+    """When the first of a pod's containers failed; an evicted pod may not say."""
+    ends = [container.state.terminated for container in pod.status.container_statuses or [] if container.state]
+    return min((str(end.finished_at) for end in ends if end and end.exit_code), default="")
 
 
 @contextmanager

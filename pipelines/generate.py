@@ -18,7 +18,7 @@ from pipelines.placement import load
 
 ROOT = Path(__file__).resolve().parents[1]
 STAGES = ("prepare", "search", "derive", "retrain", "whitebox", "merge", "blackbox", "transfer", "seeds", "report")
-COMPONENTS = ("preflight", *STAGES)
+COMPONENTS = ("preflight", *STAGES, "trainjob")
 PIPELINES = ("arnas", "transfer", "seeds")
 
 
@@ -92,6 +92,10 @@ asked = preflight(**STORE)
     "search": "\n".join(SEARCHED.splitlines()[:2]),
     "derive": SEARCHED,
     "retrain": TRAINED,
+    "trainjob": f"""\
+{PREPARED}given = {{"images": prepared.outputs["images"], "preset": "digits", **STORE}}
+trained = trainjob(model="resnet18", nodes=2, gpus_per_node=4, **given)
+""",
     "whitebox": f"""\
 {TRAINED}given = {{"network": trained.outputs["network"], "images": prepared.outputs["images"]}}
 attacked = whitebox(**given, preset="digits", **STORE)
@@ -217,7 +221,7 @@ def example(stage: str) -> str:
 
 
 def _rows(definitions: Mapping[str, Any], defaults: bool = False) -> Iterator[list[str]]:
-    kinds = {"STRING": "text", "STRUCT": "dictionary", "LIST": "list"}
+    kinds = {"STRING": "text", "NUMBER_INTEGER": "whole number", "STRUCT": "dictionary", "LIST": "list"}
     for name, entry in definitions.get("artifacts", {}).items():
         kind = entry["artifactType"]["schemaTitle"].removeprefix("system.")
         kind = f"list of {kind}" if entry.get("isArtifactList") else kind

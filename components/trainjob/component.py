@@ -34,7 +34,7 @@ def trainjob(
         checkpoints: Where unfinished work, inputs and the network are kept for the nodes: s3://BUCKET/PREFIX. Default:
             s3://mlpipeline/arnas/checkpoints.
         endpoint: Address of the store, such as http://minio.example:9000, for this task and the nodes. Default: what
-            the environment of each says (AWS_ENDPOINT_URL).
+            the environment says (AWS_ENDPOINT_URL).
         nodes: How many nodes train, from 1. Default: 2.
         gpus_per_node: GPUs of each node, from 0; nodes without one train on their CPU. Default: 1.
         accelerator: Name of the GPUs as a resource, such as nvidia.com/gpu or amd.com/gpu. Default: nvidia.com/gpu.

@@ -182,7 +182,7 @@ def test_a_failed_job_is_told_with_the_log_of_the_node_that_failed_first_and_beg
     with meanwhile(fail), pytest.raises(TrainJobFailed) as caught:
         trainer.run(wanted())
     assert str(caught.value).splitlines() == [
-        "TrainJob job failed (jobset failed): pod job-node-0-1-abcde ended with Error, exit status 3, and said",
+        "TrainJob job failed (jobset failed) in pod job-node-0-1-abcde: node ended with Error, exit status 3.",
         "    line 1 of job-node-0-1-abcde",
         "    retrain net: the loss became nan",
     ]
@@ -209,7 +209,7 @@ def test_what_keeps_a_node_from_starting_is_told(trainer, capsys):
 
     with meanwhile(wait):
         trainer.run(wanted())
-    assert "1 of 2 nodes run, one waits for ImagePullBackOff: no such image." in capsys.readouterr().err
+    assert "1 of 2 nodes run, one waits (ImagePullBackOff: no such image)." in capsys.readouterr().err
 
 
 def test_a_task_that_is_stopped_deletes_the_job(trainer):

@@ -197,4 +197,6 @@ def test_ten_parameters_at_most_and_each_says_its_default(stage: str) -> None:
     for name, definition in parameters.items():
         value = definition.default_value
         default = re.escape(value.string_value) or "(none|what the environment says)"
+        if value.HasField("number_value"):
+            default = f"{value.number_value:g}"
         assert re.search(f"Default: {default}", " ".join(definition.description.split())), name
