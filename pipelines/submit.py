@@ -71,7 +71,7 @@ def arguments(
         preset, overrides = BASE, _differences(settings)
     if models and "models" not in pipeline.parameters:
         raise InvalidInput(f"{pipeline.name} has no parameter models; leave --models out.")
-    for model in models or []:
+    for model in [*(models or []), *([named["model"]] if "model" in named else [])]:
         settings.recipe(model)
     told = {"preset": preset, "overrides": overrides, "models": models or list(settings.models)}
     told = {name: value for name, value in told.items() if name in pipeline.parameters} | named

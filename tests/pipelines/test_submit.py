@@ -68,6 +68,7 @@ def sent(*options: str, kfp: Kfp | None = None) -> dict:
         (["--placement", "nowhere.yaml"], r"nowhere\.yaml cannot be read"),
         (["--pipeline", "transfer"], r"transfer needs genotype; give --parameter genotype=VALUE"),
         (["--pipeline", "transfer", "--models", "searched"], r"transfer has no parameter models; leave --models out"),
+        (["--pipeline", "seeds", "--parameter", "model=nobody"], r"models has no 'nobody'; it has searched"),
         (["--retries", "-1"], r"--retries -1 must be 0 or more"),
         (["--retries", "2"], r"--retries 2 .* give --wait"),
         (["--pipeline-root", "minio/here"], r"--pipeline-root minio/here .* s3://BUCKET"),
