@@ -3,7 +3,7 @@
 `python -m pipelines preflight` prints a line for each finding; with `--json` one object:
 
     {"ready": false,
-     "findings": [{"check": "gpu", "state": "missing", "what": "...", "why": "...", "mend": "..."}, ...]}
+     "findings": [{"check": "gpu_pool", "state": "missing", "what": "...", "why": "...", "mend": "..."}, ...]}
 
 `state` is `fine`, `missing` (a run would fail or wait for ever), `warning` (it may), or `unknown` (this account or this
 machine cannot find out). `why` says what a run would suffer and `mend` which command helps; both are empty where all is
@@ -135,9 +135,8 @@ def run(cluster: Cluster, needs: Needs, checks: tuple[Check, ...] | None = None)
             if not error.status:  # the certificate is not trusted
                 raise InvalidInput(f"Kubernetes cannot be asked ({_said(error)}); mend the kubeconfig.") from None
             what = f"{cluster.user} may not ask" if error.status == 403 else f"Kubernetes answers {_said(error)}"
-            finding = Finding(
-                "unknown", what, "whether a run would go well is not known", f"kubectl auth whoami; {ASK}"
-            )
+            mend = "kubectl auth whoami; ask again with an account that may"
+            finding = Finding("unknown", what, "whether a run would go well is not known", mend)
         except HTTPError as error:
             raise InvalidInput(f"Kubernetes does not answer ({kubeflow.reason(error)}); mend the kubeconfig.") from None
         if finding:
@@ -177,8 +176,6 @@ def as_json(findings: dict[str, Finding]) -> str:
     listed = [{"check": name} | vars(finding) for name, finding in findings.items()]
     return json.dumps({"ready": ready(findings), "findings": listed}, indent=2)
 
-
-ASK = "ask again with an account that may"
 
 # ------------------------------------------------------------------------------------------------------------- checks
 # Each looks at one thing and returns what it found, or None where it was not asked for. It may only read, ask for a

@@ -199,11 +199,12 @@ class _Watch:
                 if 400 <= status < 500 and status not in (408, 429):
                     raise InvalidInput(f"KFP does not tell of run {self.run_id}: {kubeflow.reason(error)}.") from None
                 if pause == POLL:
-                    print(f"KFP does not answer ({kubeflow.reason(error)}); the run goes on, and is asked for again.")
+                    said = kubeflow.reason(error)
+                    print(f"KFP does not answer ({said}); the run goes on, and is asked for again.", flush=True)
                 pause = min(2 * pause, 60)
             else:
                 if pause > POLL:
-                    print("KFP answers again.")
+                    print("KFP answers again.", flush=True)
                 pause = POLL
                 yield run
             time.sleep(pause)
