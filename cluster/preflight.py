@@ -65,7 +65,7 @@ class Needs(BaseModel):
     endpoint: str = Field("", description="Address of the store; AWS_ENDPOINT_URL replaces it.")
     secret: str = Field("", description="The store's credentials, with keys accesskey and secretkey.")
     queue: str = Field("", description="Kueue's local queue, where pods are queued.")
-    trainer: str = Field("", description="Kubeflow Trainer's cluster runtime, where training spans nodes.")
+    trainer: str = Field("", description="TrainingRuntime of Kubeflow Trainer, where training spans nodes.")
 
 
 @dataclass(frozen=True)
@@ -409,12 +409,11 @@ def trainer(cluster: Cluster, needs: Needs) -> Finding | None:
     group, why = "trainer.kubeflow.org", "training over several nodes is a job of it"
     if group not in cluster.groups:
         return Finding("missing", "Kubeflow Trainer v2 is not installed", why, "install it, or train on one node")
-    where = (group, cluster.groups[group], "clustertrainingruntimes", needs.trainer)
-    if _there(lambda: cluster.custom.get_cluster_custom_object(*where, **_IN_TIME)):
+    where = (group, cluster.groups[group], needs.namespace, "trainingruntimes", needs.trainer)
+    if _there(lambda: cluster.custom.get_namespaced_custom_object(*where, **_IN_TIME)):
         return Finding("fine", f"There is a training runtime {needs.trainer}")
-    return Finding(
-        "missing", f"There is no training runtime {needs.trainer}", why, "kubectl get clustertrainingruntimes"
-    )
+    mend = f"kubectl apply -k manifests/components/trainer; kubectl -n {needs.namespace} get trainingruntimes"
+    return Finding("missing", f"There is no training runtime {needs.trainer} in {needs.namespace}", why, mend)
 
 
 def pod(cluster: Cluster, needs: Needs) -> Finding:

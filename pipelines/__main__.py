@@ -150,7 +150,7 @@ def _add_preflight(commands: Any) -> None:
         epilog="Example: python -m pipelines preflight --parameter gpus=2 --parameter 'gpu_pool={pool: gpu}' --json",
     )
     _add_target(preflight)
-    preflight.add_argument("--trainer", metavar="NAME", help="cluster runtime of Kubeflow Trainer that is needed, too")
+    preflight.add_argument("--trainer", metavar="NAME", help="TrainingRuntime of Kubeflow Trainer that is needed, too")
     preflight.add_argument("--json", action="store_true", help="one JSON object; cluster/preflight.py explains it")
 
 

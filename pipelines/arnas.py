@@ -19,7 +19,7 @@ class Outputs(NamedTuple):
 
 def build(site: Placement) -> Any:
     """The pipeline, placed as a site wants it."""
-    transfer = nested(site)
+    transfer = nested(site.model_copy(update={"preflight": False}))  # this pipeline has asked already
 
     @pipeline("arnas", site)
     def arnas(

@@ -114,6 +114,7 @@ class Placement(_Model):
 
     gpu_tasks: Tasks
     cpu_tasks: Tasks
+    preflight: bool = Field(description="Whether the first task asks the cluster for what the others need.")
     parallelism: int = Field(ge=1, le=1000, description="Tasks of a loop at a time, at most.")
     retries: Retries
     scratch: Bytes = Field(description="Size of /tmp.")

@@ -8,6 +8,7 @@ from kfp import dsl
 from components.blackbox.component import blackbox
 from components.derive.component import derive
 from components.merge.component import merge
+from components.preflight.component import preflight
 from components.prepare.component import prepare
 from components.report.component import report
 from components.retrain.component import retrain
@@ -40,10 +41,25 @@ class Steps:
     def place(self, task: dsl.PipelineTask) -> dsl.PipelineTask:
         return place(task, self.site, self.run)
 
+    def preflight(self) -> dsl.PipelineTask:
+        """A look at the cluster, which fails where it lacks what the other tasks need."""
+        asked = {name: self.run[name] for name in ("accelerator", "gpu_pool", "gpu_tolerations", "cpu_pool", "secret")}
+        task = preflight(
+            task_gpus=self.run["gpus"],  # by its name, this task is given none
+            tolerations=[one.model_dump(exclude_none=True) for one in self.site.gpu_tasks.tolerations],
+            queue=self.site.gpu_tasks.queue or "",
+            checkpoints=self.computing["checkpoints"],
+            endpoint=self.run["endpoint"],
+            **asked,
+        )
+        return self.place(task).set_caching_options(False)
+
     def prepare(self, data: Any, section: str = "prepare") -> Any:
-        """The image set of a section of the settings."""
+        """The image set of a section of the settings: what a pipeline begins with, after preflight where that is on."""
         task = self.place(prepare(data=data, section=section, **self.reading))
         task.set_caching_options(False)  # a cache would not see that the files changed
+        if self.site.preflight:
+            task.after(self.preflight())
         return task.outputs["images"]
 
     def search(self, images: Any, seed: Any = "") -> tuple[Any, Any]:

@@ -32,8 +32,8 @@ def main() -> None:
     os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     sys.executable = "python3"
     local.init(local.SubprocessRunner(use_venv=False), pipeline_root=str(output / "runs"))
-    one_by_one = load().model_copy(update={"parallelism": 1})  # the machine is shared by all tasks
-    _publish(output, told["arguments"]["models"], build(one_by_one)(**told["arguments"]).outputs)
+    here = load().model_copy(update={"parallelism": 1, "preflight": False})  # all tasks share the machine, no cluster
+    _publish(output, told["arguments"]["models"], build(here)(**told["arguments"]).outputs)
 
 
 def _publish(output: Path, models: list[str], found: dict[str, Any]) -> None:

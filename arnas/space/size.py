@@ -19,7 +19,7 @@ def count(network: nn.Module, shape: tuple[int, int, int]) -> dict[str, int]:
 
     The auxiliary head, which evaluation does not run, and architecture parameters are left out.
     """
-    logging.getLogger("torch.utils.flop_counter").setLevel(logging.ERROR)  # it warns where triton, unused here, is absent
+    logging.getLogger("torch.utils.flop_counter").setLevel(logging.ERROR)  # it warns of an absent triton
     from torch.utils.flop_counter import FlopCounterMode
 
     network = network.to("meta").eval()

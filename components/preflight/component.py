@@ -15,7 +15,7 @@ def preflight(
     endpoint: str = "",
     secret: str = "mlpipeline-minio-artifact",
     queue: str = "",
-    trainer: str = "",
+    tolerations: list = [],
 ):
     """Ask the cluster, as the first task of a run, whether it has what the others need; change nothing there.
 
@@ -32,7 +32,7 @@ def preflight(
         secret: Secret of this namespace with the store's keys accesskey and secretkey. Default:
             mlpipeline-minio-artifact, that of a stock KFP.
         queue: Local queue of Kueue that tasks wait in. Default: none.
-        trainer: Cluster runtime of Kubeflow Trainer that training over several nodes needs. Default: none.
+        tolerations: Further tolerations of tasks that have GPUs, such as are compiled into a pipeline. Default: none.
 
     Returns:
         findings: What was found, as JSON, where nothing is missing.
@@ -46,11 +46,10 @@ def preflight(
         gpus=task.gpus(task_gpus),
         accelerator=accelerator,
         gpu_pool=gpu_pool,
-        gpu_tolerations=gpu_tolerations,
+        gpu_tolerations=[*gpu_tolerations, *tolerations],
         cpu_pool=cpu_pool,
         checkpoints=checkpoints,
         endpoint=endpoint,
         secret=secret,
         queue=queue,
-        trainer=trainer,
     )

@@ -300,26 +300,26 @@ def test_what_is_missing_is_found_and_nothing_else_is(case, site, monkeypatch):
     assert "planted-secret" not in preflight.as_json(findings)
 
 
-@pytest.mark.parametrize("namespaced", [True, False], ids=["queue of Kueue", "runtime of Trainer"])
-def test_what_kueue_and_trainer_must_have_is_looked_for_where_they_are_installed(namespaced, site):
+@pytest.mark.parametrize("kueue", [True, False], ids=["queue of Kueue", "runtime of Trainer"])
+def test_what_kueue_and_trainer_must_have_is_looked_for_where_they_are_installed(kueue, site):
     group, plural, kind, check = (
         ("kueue.x-k8s.io", "localqueues", "LocalQueue", "queue")
-        if namespaced
-        else ("trainer.kubeflow.org", "clustertrainingruntimes", "ClusterTrainingRuntime", "trainer")
+        if kueue
+        else ("trainer.kubeflow.org", "trainingruntimes", "TrainingRuntime", "trainer")
     )
     schema = {"openAPIV3Schema": {"type": "object", "x-kubernetes-preserve-unknown-fields": True}}
     names = {"plural": plural, "singular": kind.lower(), "kind": kind}
     version = {"name": "v1beta1", "served": True, "storage": True, "schema": schema}
     spec = {"group": group, "names": names, "versions": [version]}
     definitions = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions"
-    site.apply(definitions, f"{plural}.{group}", spec=spec | {"scope": "Namespaced" if namespaced else "Cluster"})
+    site.apply(definitions, f"{plural}.{group}", spec=spec | {"scope": "Namespaced"})
     site.cluster.kubectl("wait", "--for=condition=Established", f"crd/{plural}.{group}", "--timeout=30s")
-    path = f"/apis/{group}/v1beta1/{f'namespaces/{site.name}/' if namespaced else ''}{plural}"
+    path = f"/apis/{group}/v1beta1/namespaces/{site.name}/{plural}"
     try:
         assert re.search("There is no .* wanted", site.look(**{check: "wanted"})[check].what)
         site.apply(path, "wanted", kind=kind)
         assert site.look(**{check: "wanted"})[check].state == "fine"
-        if namespaced:
+        if kueue:
             reason = {"type": "Active", "status": "False", "message": "Can't submit new workloads to clusterQueue"}
             site.apply(path, "wanted", kind=kind, status={"conditions": [reason]})
             assert site.look(queue="wanted")["queue"].what == f"Queue wanted is not active: {reason['message']}"

@@ -244,3 +244,17 @@ def test_no_credential_of_whoever_compiles_is_in_the_compiled_files(
     written = compile_all(tmp_path)
     assert len(written) > 10
     assert not [file for file in written if "planted-7f3a" in file.read_text()]
+
+
+@pytest.mark.parametrize("wanted", [False, True])
+def test_a_run_begins_with_preflight_where_the_site_wants_it(wanted: bool, tmp_path: Path) -> None:
+    (tmp_path / "my.yaml").write_text(f"preflight: {str(wanted).lower()}\n")
+    compile_all(tmp_path / "out", placement=tmp_path / "my.yaml")
+    for name in PIPELINES:
+        specification = next(yaml.safe_load_all((tmp_path / "out" / "pipelines" / f"{name}.yaml").read_text()))
+        graphs = [specification["root"]["dag"], *(c["dag"] for c in specification["components"].values() if "dag" in c)]
+        graphs = [graph for graph in graphs if "preflight" in graph["tasks"]]
+        assert len(graphs) == wanted
+        for graph in graphs:
+            assert "dependentTasks" not in graph["tasks"]["preflight"]
+            assert "preflight" in graph["tasks"]["prepare"]["dependentTasks"]
