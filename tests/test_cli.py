@@ -68,6 +68,13 @@ def test_only_options_that_are_given_override_the_preset(preset: str, monkeypatc
     assert (settings.channels, settings.seed) == (5, 4)
 
 
+def test_places_in_a_bucket_reach_the_stages_as_they_are(preset: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    words = ["in", "out", "--preset", preset, "--checkpoints", "s3://bucket/prefix"]
+    assert called("search", words, monkeypatch).kwargs["checkpoints"] == "s3://bucket/prefix"
+    words = ["out", "--preset", preset, "--path", "s3://bucket/data"]
+    assert called("prepare", words, monkeypatch).args[1].path == "s3://bucket/data"
+
+
 def test_prepare_begins_with_the_section_that_is_named(preset: str, monkeypatch: pytest.MonkeyPatch) -> None:
     words = ["out", "--preset", preset, "--section", "transfer", "--train-limit", "8"]
     settings = called("prepare", words, monkeypatch).args[1]

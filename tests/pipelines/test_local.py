@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -35,6 +36,10 @@ QUICK += ["--set", "transfer.dataset=digits"]
         (["--preset", PRESET, "--set", "whitebox.epsilon=9/8"], r"9/8 is outside \[0, 1\]"),
         (["--preset", PRESET, "--set", "search.epochs"], r"'search\.epochs' sets nothing; write KEY=VALUE"),
         (["--preset", PRESET, "--data", "/no/such/place"], r"There is no /no/such/place; --data must name"),
+        (
+            ["--preset", PRESET, "--data", "s3:/bucket/place"],
+            r"s3:/bucket/place is neither .*; write s3://BUCKET/PREFIX",
+        ),
         (["--preset", PRESET, "--set", "prepare.dataset=cifar10"], r"section prepare, cifar10, is not .* by --data"),
         (["--preset", PRESET, "--set", "transfer.dataset=folder"], r"section transfer, folder, .* transfer\.path"),
         (["--preset", PRESET, "--models", "nobody"], r"models has no 'nobody'; it has "),
@@ -48,6 +53,19 @@ def test_bad_input_is_refused_in_one_sentence_before_anything_starts(
     assert re.search(sentence, message)
     assert message.count("\n") == 1
     assert not (tmp_path / "out").exists()
+
+
+def test_a_place_in_a_bucket_is_handed_to_the_tasks_as_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    told: dict[str, Any] = {}
+
+    def watch(output: Path, arguments: dict[str, Any], lock: int) -> int:
+        told.update(arguments)
+        return 1
+
+    monkeypatch.setattr(local, "_watch", watch)
+    options = ["--preset", PRESET, "--set", "prepare.dataset=cifar10", "--set", "transfer.path=s3://bucket/other"]
+    assert main(["run", *options, "--data", "s3://bucket/data", "--output", str(tmp_path / "out")]) == 1
+    assert told["data"] == "s3://bucket/data" and told["overrides"]["transfer.path"] == "s3://bucket/other"
 
 
 def test_an_output_that_cannot_be_a_folder_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
