@@ -6,6 +6,9 @@ import minio_server
 import pytest
 import torch
 from hypothesis import settings
+from safetensors.torch import save_file
+
+from arnas import artifacts
 
 # two processes share two cores: more threads only get in each other's way
 torch.set_num_threads(1)
@@ -57,3 +60,20 @@ def own_minio(needs_minio, tmp_path, monkeypatch):
             monkeypatch.setenv(name, value)
         server.client().make_bucket("bucket")
         yield server
+
+
+@pytest.fixture(scope="session")
+def noise(tmp_path_factory):
+    """90 images of noise in four classes of their own brightness."""
+    torch.manual_seed(0)
+    labels = torch.arange(90) % 4
+    pixels = (torch.rand(90, 1, 8, 8) * 120 + 40 * labels[:, None, None, None]).to(torch.uint8)
+    names = ("test", "holdout", "weights", "architecture")
+    splits = dict(zip(names, torch.randperm(90).split([10, 26, 27, 27]), strict=True))
+    content = {"settings": {}, "dataset": "noise", "classes": list("abcd"), "shape": [1, 8, 8], "counts": {}}
+    path = tmp_path_factory.mktemp("images") / "images"
+    with artifacts.publish(path) as folder:
+        folder.mkdir()
+        save_file({"images": pixels, "labels": labels, **splits}, folder / "images.safetensors")
+        artifacts.write(folder, "image_set", content, {})
+    return path

@@ -54,12 +54,13 @@ def launch(stage: str, processes: int, function: Callable[..., Result], *argumen
     from torch.distributed.launcher.api import elastic_launch
     from torch.distributed.run import config_from_args, get_args_parser
 
-    alone = [] if nodes() > 1 else ["--standalone", "--local-addr=localhost"]
+    alone = ["--rdzv-backend=c10d", "--rdzv-endpoint=localhost:0", "--rdzv-id=arnas", "--local-addr=localhost"]
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
     logging.disable(logging.ERROR)  # the launcher's account of what is raised below
     try:
         with tempfile.TemporaryDirectory() as folder:
-            words = [*alone, f"--nproc-per-node={processes}", "--max-restarts=0", f"--log-dir={folder}", "a function"]
+            words = alone if nodes() == 1 else []
+            words += [f"--nproc-per-node={processes}", "--max-restarts=0", f"--log-dir={folder}", "a function"]
             config, _, _ = config_from_args(get_args_parser().parse_args(words))
             config.signals_to_handle = ",".join(number.name for number in handlers)
             returned = elastic_launch(config, _call)(function, arguments)

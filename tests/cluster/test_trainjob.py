@@ -16,9 +16,9 @@ import yaml
 from kubernetes import client, config
 from manifests.conftest import define
 from manifests.rendered import objects as rendered
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
-from arnas import artifacts, objects
+from arnas import objects
 from arnas.checkpoints import CheckpointStore
 from arnas.config import load
 from arnas.errors import Interrupted, InvalidInput
@@ -73,22 +73,6 @@ def require_gone(trainer, name):
     while trainer._state(name) is not None:
         assert time.monotonic() < deadline
         time.sleep(0.1)
-
-
-@pytest.fixture
-def images(tmp_path):
-    """90 images of noise in four classes of their own brightness."""
-    torch.manual_seed(0)
-    labels = torch.arange(90) % 4
-    pixels = (torch.rand(90, 1, 8, 8) * 120 + 40 * labels[:, None, None, None]).to(torch.uint8)
-    names = ("test", "holdout", "weights", "architecture")
-    splits = dict(zip(names, torch.randperm(90).split([10, 26, 27, 27]), strict=True))
-    content = {"settings": {}, "dataset": "noise", "classes": list("abcd"), "shape": [1, 8, 8], "counts": {}}
-    with artifacts.publish(tmp_path / "images") as folder:
-        folder.mkdir()
-        save_file({"images": pixels, "labels": labels, **splits}, folder / "images.safetensors")
-        artifacts.write(folder, "image_set", content, {})
-    return tmp_path / "images"
 
 
 def wanted(name="job", nodes=2, gpus=4):
@@ -317,7 +301,7 @@ def _free_port():
 
 
 def test_two_nodes_train_what_one_process_trains_and_leave_nothing_behind(
-    trainer, images, bucket, tmp_path, monkeypatch
+    trainer, noise, bucket, tmp_path, monkeypatch
 ):
     """The job's own command line, in two nodes of two processes, with a real store between them and the task."""
     monkeypatch.setattr(Trainer, "here", lambda: trainer)
@@ -325,7 +309,7 @@ def test_two_nodes_train_what_one_process_trains_and_leave_nothing_behind(
     told = {"name": "searched", "preset": "smoke", "overrides": OVERRIDES, "genotype": genotype}
     with nodes_that_run(trainer, tmp_path):
         returned = trainjob.retrain(
-            images, tmp_path / "model", checkpoints=bucket, nodes=2, gpus=0, accelerator="nvidia.com/gpu",
+            noise, tmp_path / "model", checkpoints=bucket, nodes=2, gpus=0, accelerator="nvidia.com/gpu",
             runtime="arnas", **told,
         )  # fmt: skip
     logs = [(tmp_path / f"node-{rank}.log").read_text() for rank in range(2)]
@@ -333,7 +317,7 @@ def test_two_nodes_train_what_one_process_trains_and_leave_nothing_behind(
     assert "[retrain" not in logs[1] and returned["digest"] not in logs[1]  # only the first process is heard
     settings = load("smoke", OVERRIDES).recipe("searched")
     alone = retrain.run(
-        images,
+        noise,
         tmp_path / "alone",
         settings,
         name="searched",
@@ -360,8 +344,8 @@ def test_two_nodes_train_what_one_process_trains_and_leave_nothing_behind(
         ({"name": "other"}, "models has no 'other'"),
     ],
 )
-def test_what_nodes_cannot_use_is_refused_before_anything_starts(images, tmp_path, change, sentence):
+def test_what_nodes_cannot_use_is_refused_before_anything_starts(noise, tmp_path, change, sentence):
     told = {"name": "searched", "preset": "smoke", "overrides": {}, "checkpoints": "s3://some/place", "nodes": 2}
     told |= {"gpus": 1, "accelerator": "nvidia.com/gpu", "runtime": "arnas"}
     with pytest.raises(InvalidInput, match=sentence):
-        trainjob.retrain(images, tmp_path / "model", **(told | change))
+        trainjob.retrain(noise, tmp_path / "model", **(told | change))

@@ -10,11 +10,11 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import nn
 from training import processes
 
-from arnas import artifacts, runtime
+from arnas import runtime
 from arnas.checkpoints import CheckpointStore
 from arnas.config import Retrain
 from arnas.errors import InvalidInput, ProcessLost
@@ -23,28 +23,11 @@ from arnas.stages import retrain
 from arnas.training import distributed
 
 SETTINGS = Retrain(
-    seed=3, channels=2, layout="D1 R1", epochs=2, batch_size=25, attack_steps=2, selection_steps=2, crop_padding=1,
-    cutout=2, drop_path=0.3, auxiliary_weight=0.4, weight_averaging=0.5, schedule="cyclic",
+    seed=3, channels=2, layout="D1 R1", epochs=3, batch_size=11, attack_steps=2, selection_steps=2, crop_padding=1,
+    cutout=2, drop_path=0.3, auxiliary_weight=0.4, weight_averaging=0.5, learning_rate=0.5, epsilon=16 / 255,
 )  # fmt: skip
 LOSSES = ("natural", "pgd_at", "trades", "mart")
-STEPS = 2 * (54 // 25)
-
-
-@pytest.fixture(scope="module")
-def images(tmp_path_factory):
-    """90 images of noise in four classes of their own brightness."""
-    torch.manual_seed(0)
-    labels = torch.arange(90) % 4
-    pixels = (torch.rand(90, 1, 8, 8) * 120 + 40 * labels[:, None, None, None]).to(torch.uint8)
-    names = ("test", "holdout", "weights", "architecture")
-    splits = dict(zip(names, torch.randperm(90).split([10, 26, 27, 27]), strict=True))
-    content = {"settings": {}, "dataset": "noise", "classes": list("abcd"), "shape": [1, 8, 8], "counts": {}}
-    path = tmp_path_factory.mktemp("images") / "images"
-    with artifacts.publish(path) as folder:
-        folder.mkdir()
-        save_file({"images": pixels, "labels": labels, **splits}, folder / "images.safetensors")
-        artifacts.write(folder, "image_set", content, {})
-    return path
+STEPS = 3 * (54 // 11)
 
 
 @pytest.fixture(scope="module")
@@ -62,10 +45,12 @@ def jobs(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def alone(images, jobs, tmp_path_factory):
+def alone(noise, jobs, tmp_path_factory):
     """The folder of the models that one process trains, and what it returned."""
     folder = tmp_path_factory.mktemp("alone")
-    return folder, distributed.launch("alone", 1, processes.train, images, folder, jobs)
+    returned = distributed.launch("alone", 1, processes.train, noise, folder, jobs)
+    assert any(0 < figures["best_robust"] < figures["best_clean"] < 1 for figures in returned), "the hold-out says much"
+    return folder, returned
 
 
 def require_equal(one, other):
@@ -79,58 +64,58 @@ def require_equal(one, other):
     assert [pytest.approx(record, rel=1e-10) for record in first] == second
 
 
-@pytest.mark.parametrize("count", [2, 3])
-def test_several_processes_end_with_the_weights_of_one(images, jobs, alone, tmp_path, count):
-    returned = distributed.launch("several", count, processes.train, images, tmp_path, jobs)
-    for job, one, several in zip(jobs, alone[1], returned, strict=True):
-        assert {key: value for key, value in several.items() if key != "digest"} == pytest.approx(
-            {key: value for key, value in one.items() if key != "digest"}
-        )
-        require_equal(alone[0] / job["name"], tmp_path / job["name"])
+@pytest.mark.parametrize(("count", "losses"), [(2, LOSSES), (3, LOSSES[1::2])])
+def test_several_processes_end_with_the_weights_of_one(noise, jobs, alone, tmp_path, count, losses):
+    chosen = [job for job in jobs if job["name"] in losses]
+    returned = distributed.launch("several", count, processes.train, noise, tmp_path, chosen)
+    for several in returned:
+        (one,) = (figures for figures in alone[1] if figures["name"] == several["name"])
+        assert {**several, "digest": ""} == {**one, "digest": ""}
+        require_equal(alone[0] / one["name"], tmp_path / one["name"])
 
 
 @pytest.mark.parametrize(("before", "after"), [(1, 2), (2, 1)])
 def test_killed_and_resumed_by_another_number_of_processes_it_ends_the_same(
-    images, jobs, alone, tmp_path, before, after
+    noise, jobs, alone, tmp_path, before, after
 ):
     job = jobs[1] | {"interval": 0.0}
     with pytest.raises(ProcessLost, match=f"process {before - 1} of {before} .* killed by SIGKILL"):
         event = {"event": (before - 1, STEPS // 2 + 1, signal.SIGKILL)}
-        distributed.launch("retrain net", before, processes.train, images, tmp_path, [job | event])
+        distributed.launch("retrain net", before, processes.train, noise, tmp_path, [job | event])
     assert not (tmp_path / job["name"]).exists()
     state = CheckpointStore(tmp_path / "c").load(next((tmp_path / "c").iterdir()).stem)
     assert 0 < state["progress"]["epoch"] + state["progress"]["step"] < STEPS
-    distributed.launch("retrain net", after, processes.train, images, tmp_path, [job])
+    distributed.launch("retrain net", after, processes.train, noise, tmp_path, [job])
     require_equal(alone[0] / job["name"], tmp_path / job["name"])
 
 
-def test_what_happens_in_one_process_ends_all_at_the_same_step(images, jobs, alone, tmp_path):
+def test_what_happens_in_one_process_ends_all_at_the_same_step(noise, jobs, alone, tmp_path):
     nan, stop = jobs[0] | {"event": (1, 1, "nan"), "name": "nan"}, jobs[0] | {"event": (1, 2, signal.SIGTERM)}
-    returned = distributed.launch("events", 2, processes.train, images, tmp_path, [nan, stop, jobs[0]])
+    returned = distributed.launch("events", 2, processes.train, noise, tmp_path, [nan, stop, jobs[0]])
     assert returned[:2] == ["Diverged", "Interrupted"]
     assert not (tmp_path / "nan").exists()
     require_equal(alone[0] / "natural", tmp_path / "natural")
 
 
-def test_an_error_of_the_stage_comes_out_of_the_processes_as_one_sentence(images, tmp_path, capfd):
+def test_an_error_of_the_stage_comes_out_of_the_processes_as_one_sentence(noise, tmp_path, capfd):
     settings = SETTINGS.model_copy(update={"cutout": 8})
     places = {"checkpoints": tmp_path / "c", "device": "cpu"}
     with pytest.raises(InvalidInput, match=r"^cutout 8 covers images of 8 pixels; choose less than 8\.$"):
-        retrain.run(images, tmp_path / "out", settings, name="net", processes=2, **places)
+        retrain.run(noise, tmp_path / "out", settings, name="net", processes=2, **places)
     assert capfd.readouterr() == ("", "")
     assert not [file for file in tmp_path.rglob("*") if file.is_file()]
 
 
-def test_more_processes_than_a_batch_has_images_are_refused(images, tmp_path, monkeypatch):
-    monkeypatch.setattr(distributed, "size", lambda: 26)
-    with pytest.raises(InvalidInput, match="batch_size 25 is too small for 26 processes"):
-        retrain.run(images, tmp_path / "out", SETTINGS, name="net", checkpoints=tmp_path / "c", device="cpu")
+def test_more_processes_than_a_batch_has_images_are_refused(noise, tmp_path, monkeypatch):
+    monkeypatch.setattr(distributed, "size", lambda: 12)
+    with pytest.raises(InvalidInput, match="batch_size 11 is too small for 12 processes"):
+        retrain.run(noise, tmp_path / "out", SETTINGS, name="net", checkpoints=tmp_path / "c", device="cpu")
 
 
-def test_interrupted_from_the_terminal_it_saves_once_and_the_same_command_goes_on(images, tmp_path):
+def test_interrupted_from_the_terminal_it_saves_once_and_the_same_command_goes_on(noise, tmp_path):
     options = SETTINGS.model_dump(include={"channels", "layout", "batch_size", "attack_steps", "cutout"})
     words = [f"--{name.replace('_', '-')}={value}" for name, value in options.items()]
-    command = [sys.executable, "-m", "arnas.cli", "retrain", images, tmp_path / "out", "--device=cpu", "--processes=2"]
+    command = [sys.executable, "-m", "arnas.cli", "retrain", noise, tmp_path / "out", "--device=cpu", "--processes=2"]
     command += [*words, "--architecture=arnas-cifar10", "--model=searched", "--epochs=40"]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
     with subprocess.Popen(
@@ -147,7 +132,7 @@ def test_interrupted_from_the_terminal_it_saves_once_and_the_same_command_goes_o
     )
     (checkpoint,) = (tmp_path / ".checkpoints").iterdir()
     done = CheckpointStore(checkpoint.parent).load(checkpoint.stem)["progress"]
-    assert done["epoch"] * 2 + done["step"] > 0
+    assert done["epoch"] * 4 + done["step"] > 0
     assert not (tmp_path / "out").exists()
 
 
