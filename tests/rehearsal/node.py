@@ -35,7 +35,7 @@ class Node:
         config.load_kube_config(str(cluster.kubeconfig))
         self.core, self.custom = client.CoreV1Api(), client.CustomObjectsApi()
         self.namespace, self.driver, self.folder, self.environment = namespace, driver, folder, environment
-        self.pods, self.processes, self.failures = {}, {}, []
+        self.pods, self.processes, self.lives, self.failures = {}, {}, [], []
         self._stop = threading.Event()
         self._watcher = threading.Thread(target=self._watch, daemon=True)
 
@@ -51,8 +51,10 @@ class Node:
     def __exit__(self, *exception):
         self._stop.set()
         self._watcher.join()
-        for process in list(self.processes.values()):
-            _kill(process, signal.SIGKILL)
+        for pod in list(self.processes):
+            _kill(self.processes.pop(pod), signal.SIGKILL)
+        for life in self.lives:
+            life.join()
 
     def log(self, pod):
         """What the program of a pod has said so far."""
@@ -77,9 +79,11 @@ class Node:
     def _watch(self):
         while not self._stop.wait(0.2):
             for pod in self.core.list_namespaced_pod(self.namespace).items:
-                if pod.metadata.name not in self.pods and not pod.metadata.deletion_timestamp:
+                known = self.pods.get(pod.metadata.name)  # Argo gives a pod that it makes anew the same name
+                if (known is None or known.metadata.uid != pod.metadata.uid) and not pod.metadata.deletion_timestamp:
                     self.pods[pod.metadata.name] = pod
-                    threading.Thread(target=self._live, args=(pod,), daemon=True).start()
+                    self.lives.append(threading.Thread(target=self._live, args=(pod,), daemon=True))
+                    self.lives[-1].start()
 
     def _live(self, pod):
         name = pod.metadata.name
@@ -109,7 +113,7 @@ class Node:
         split = command.index("--")
         executor_input = json.loads(command[command.index("--executor_input") + 1])
         scratch = self.folder / pod
-        scratch.mkdir()
+        scratch.mkdir(exist_ok=True)
         executor_input["outputs"]["outputFile"] = str(scratch / "output_metadata.json")
         for listed in executor_input["outputs"]["artifacts"].values():
             for artifact in listed["artifacts"]:

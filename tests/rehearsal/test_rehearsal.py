@@ -59,14 +59,16 @@ class Run:
         return found.get("status", {})
 
     def running(self, task):
-        """Name of the pod that runs a task's program."""
+        """Name of the pod that runs a task's program, once Argo knows that it does."""
 
         def found():
             for pod, process in list(self.node.processes.items()):
                 if self.name in pod and f"--function_to_execute {task}" in " ".join(process.args):
                     return pod
 
-        return self.until(found)
+        pod = self.until(found)
+        self.until(lambda: ("Running", "") in self.attempts(task))
+        return pod
 
     def end(self):
         """The phase that the run ends in."""
@@ -80,7 +82,7 @@ class Run:
     def attempts(self, task):
         """(phase, message) of each pod of a task."""
         pods = [each for each in self.state()["nodes"].values() if each["type"] == "Pod"]
-        mine = [each for each in pods if f".{task}.executor(" in each["name"]]
+        mine = [each for each in pods if re.search(rf"\.{task}(\(0\))?\.executor\(\d+\)$", each["name"])]
         return [(each["phase"], each.get("message", "")) for each in sorted(mine, key=lambda each: each["name"])]
 
     def until(self, condition):
