@@ -6,7 +6,8 @@ COMPILE := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --gen
 
 .DEFAULT_GOAL := help
 BUILT := $(or $(ARNAS_CACHE),$(HOME)/.cache/arnas)/bin
-.PHONY: help demo test test-manifests test-kfp minio control-plane argo lint format typecheck bench generate lock clean
+.PHONY: help demo test test-manifests test-kfp test-image image minio control-plane argo lint format typecheck bench \
+	generate lock clean
 .NOTPARALLEL:
 
 help: ## List these targets
@@ -17,7 +18,7 @@ demo: .venv/runtime ## Run the whole pipeline on scikit-learn's digits; leaves o
 
 test: .venv/dev ## Run the tests; those that need MinIO's server build it where Go is, or say that they were skipped
 	-@$(BIN)/python tests/minio_server.py
-	$(BIN)/python -m pytest -n 2 --ignore tests/manifests --ignore tests/rehearsal
+	$(BIN)/python -m pytest -n 2 --ignore tests/manifests --ignore tests/rehearsal --ignore tests/images
 
 test-manifests: .venv/dev control-plane ## Test the manifests and the compiled pods against a real Kubernetes control plane
 	$(BIN)/python -m pytest tests/manifests
@@ -25,6 +26,12 @@ test-manifests: .venv/dev control-plane ## Test the manifests and the compiled p
 test-kfp: .venv/dev control-plane argo ## Run a compiled pipeline on a real Kubernetes API server and a real Argo, and lose its pods
 	-@$(BIN)/python tests/minio_server.py
 	$(BIN)/python -m pytest tests/rehearsal
+
+test-image: .venv/dev ## Build the image and run the pipeline in it, without a network; PRESET=digits runs the demo in full
+	$(BIN)/python -m pytest tests/images
+
+image: ## Build the image, by docker, podman or buildah; with BASE, PIP_INDEX_URL, TORCH_INDEX as in docs/air-gapped.md
+	images/build
 
 minio: ## Print where MinIO's server is; builds it with Go where there is none (MINIO names one)
 	@$(PYTHON) tests/minio_server.py

@@ -27,6 +27,7 @@ from pipelines.__main__ import main
 pytestmark = [
     pytest.mark.timeout(3600),
     pytest.mark.filterwarnings("ignore:unclosed <socket:ResourceWarning"),  # docker's client leaves streams open
+    pytest.mark.filterwarnings("ignore:.*have no effect in the current local runner:UserWarning"),
 ]
 
 ROOT = Path(__file__).parents[2]
@@ -201,7 +202,7 @@ def test_the_demo_pipeline_runs_from_its_yaml_alone(
     root.chmod(0o777)  # the tasks are user 1000
     monkeypatch.setenv("DOCKER_HOST", host)
     local.init(local.DockerRunner(**STRICT), pipeline_root=str(root))
-    preset = os.environ.get("PRESET", "smoke")
+    preset = os.environ.get("PRESET") or "smoke"
     models = list(config.load(preset).models)
     task = pipeline(preset=preset, models=models, checkpoints=str(root / "checkpoints"), gpus="0", endpoint="")
 
