@@ -214,6 +214,7 @@ def test_a_task_that_cannot_use_its_input_fails_the_run_with_its_sentence(tmp_pa
     assert not (tmp_path / "out" / "report.html").exists()
 
 
+@pytest.mark.timeout(900)
 def test_killed_interrupted_and_started_again_it_goes_on_and_ends_with_all_results(tmp_path: Path) -> None:
     output = tmp_path / "a place" / "of python3 results"  # KFP would replace the word python3
 
