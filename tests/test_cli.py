@@ -12,7 +12,7 @@ from unittest import mock
 import pytest
 
 import arnas
-from arnas import cli, config
+from arnas import cli, config, objects
 from arnas.errors import Diverged, Interrupted, InvalidInput
 
 COMMANDS = ("prepare", "search", "derive", "retrain", "whitebox", "blackbox", "transfer", "report", "upload", "info")
@@ -86,6 +86,46 @@ def test_retrain_follows_the_recipe_of_the_model(preset: str, monkeypatch: pytes
     assert told.args[2] == config.load(preset).recipe("small")
     assert told.args[2].channels == 3
     assert (told.kwargs["name"], told.kwargs["genotype"]) == ("small", Path("g.json"))
+
+
+def test_retrain_takes_changes_of_the_preset_and_a_number_of_processes(
+    preset: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = ["in", "out", "--preset", preset, "--set", "retrain.epochs=3", 'retrain={"seed": 9, "beta": 1e-05}']
+    told = called("retrain", [*words, "--processes", "2", "--epochs", "4"], monkeypatch)
+    assert (told.args[2].epochs, told.args[2].seed, told.args[2].beta) == (4, 9, 1e-5)
+    assert told.kwargs["processes"] == 2
+
+
+def test_retrain_brings_what_lies_in_a_bucket_and_takes_the_model_there(
+    preset: str, monkeypatch: pytest.MonkeyPatch, bucket: str, tmp_path: Path
+) -> None:
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images" / "data").write_text("pixels")
+    objects.upload(tmp_path / "images", f"{bucket}/images")
+    objects.Bucket(bucket).put("genotype.json", b"cells")
+
+    def train(images: Path, output: Path, settings: config.Retrain, **more: Any) -> dict[str, Any]:
+        assert (images / "data").read_text() == "pixels"
+        assert more["genotype"].read_text() == "cells"
+        assert more["checkpoints"] == f"{bucket}/model-checkpoints"
+        output.mkdir()
+        (output / "weights").write_text("weights")
+        return {"digest": "d"}
+
+    monkeypatch.setattr("arnas.stages.retrain.run", train)
+    words = ["retrain", f"{bucket}/images", f"{bucket}/model", "--genotype", f"{bucket}/genotype.json"]
+    cli.main([*words, "--preset", preset])
+    objects.download(f"{bucket}/model", tmp_path / "model")
+    assert (tmp_path / "model" / "weights").read_text() == "weights"
+
+
+def test_a_place_in_a_bucket_that_is_taken_is_refused_before_training(
+    preset: str, bucket: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    objects.Bucket(bucket).put("model/weights", b"of another")
+    message = refused(["retrain", "images", f"{bucket}/model", "--preset", preset], capsys)
+    assert message == f"{bucket}/model holds objects already; name an empty place.\n"
 
 
 def test_whitebox_has_an_argument_and_an_option_of_the_name_images(

@@ -209,7 +209,7 @@ class BatchNorm(nn.BatchNorm2d):
         if not self.training:
             return super().forward(images)
         with torch.no_grad():
-            sums = total(torch.cat([images.sum((0, 2, 3)), images.new_tensor([images[:, 0].numel()])]))
+            sums = total(torch.cat([images.sum((0, 2, 3)), images.new_full((1,), images[:, 0].numel())]))
             mean, count = sums[:-1] / sums[-1], sums[-1]
             variance = total((images - mean[:, None, None]).square().sum((0, 2, 3))) / count
             self.running_mean.lerp_(mean, self.momentum)
