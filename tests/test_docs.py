@@ -39,3 +39,13 @@ def test_what_is_quoted_is_said(sentence):
 
 def test_the_page_covers_what_users_ask_about():
     assert len(QUOTED) > 15
+
+
+@pytest.mark.parametrize(
+    "page",
+    [ROOT / "README.md", *ROOT.glob("docs/*.md"), *ROOT.glob("components/*/README.md")],
+    ids=lambda page: str(page.relative_to(ROOT)),
+)
+def test_every_link_leads_to_a_file(page):
+    links = re.findall(r"\]\(([^)#]+)\)", page.read_text(encoding="utf-8"))
+    assert [link for link in links if "://" not in link and not (page.parent / link).exists()] == []

@@ -162,6 +162,13 @@ def _occur(wanted: list[bytes], chunks: Any) -> list[bool]:
     return found
 
 
+def test_an_index_with_a_password_is_refused_before_the_builder_sees_it() -> None:
+    told = os.environ | {"PIP_INDEX_URL": f"https://me:{PLANTED}@mirror.invalid/simple"}
+    refused = subprocess.run([ROOT / "images/build"], env=told, capture_output=True, text=True)
+    assert refused.returncode == 2 and "put them into a netrc file" in refused.stderr
+    assert PLANTED not in refused.stdout + refused.stderr
+
+
 def test_the_command_line_counts_the_published_network(run: Callable[..., str]) -> None:
     said = run("arnas", "info", "arnas-cifar10")
     assert "4,520,394" in said
