@@ -27,7 +27,7 @@ test-kfp: .venv/dev control-plane argo ## Run a compiled pipeline on a real Kube
 	-@$(BIN)/python tests/minio_server.py
 	$(BIN)/python -m pytest tests/rehearsal
 
-test-image: .venv/dev ## Build the image and run the pipeline in it, without a network; PRESET=digits runs the demo in full
+test-image: .venv/dev ## Build the image and run the pipeline in it, without a network; PRESET=digits as the demo
 	$(BIN)/python -m pytest tests/images
 
 image: ## Build the image, by docker, podman or buildah; with BASE, PIP_INDEX_URL, TORCH_INDEX as in docs/air-gapped.md
