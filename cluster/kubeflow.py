@@ -12,6 +12,7 @@ from urllib.parse import urlsplit
 from arnas.errors import InvalidInput
 
 NAMESPACE = "kubeflow"  # where KFP is installed, and where it runs pods unless it serves several users
+FORWARD = "kubectl -n kubeflow port-forward svc/ml-pipeline-ui 8888:80"  # the UI, which hands on the API
 TIMEOUT = (10, 60)  # seconds to connect and to answer; KFP's client would wait for ever
 
 
@@ -33,7 +34,7 @@ def connect(endpoint: str | None = None) -> Any:
             if address == "http://localhost":  # the client's default, where it has found nothing
                 raise InvalidInput("It is not known where KFP is; give --endpoint URL, or set KF_PIPELINES_ENDPOINT.")
             health = self.healthzs.healthz_service_get_healthz(_request_timeout=TIMEOUT)
-            if health.multi_user is None:
+            if getattr(health, "multi_user", None) is None:
                 raise InvalidInput(f"What answers at {address} is not KFP's API; give its address, and sign in first.")
             return health
 
@@ -52,7 +53,7 @@ def connect(endpoint: str | None = None) -> Any:
 
 def version(client: Any) -> tuple[int, ...] | None:
     """KFP's version, such as (2, 17, 0); None where the server was built without one."""
-    with answered():  # only the older health page has it
+    with answered():  # only the older health page has it, under another name where the UI hands it on
         told = client.runs.api_client.call_api(
             "/apis/v1beta1/healthz",
             "GET",
@@ -60,7 +61,8 @@ def version(client: Any) -> tuple[int, ...] | None:
             _return_http_data_only=True,
             _request_timeout=TIMEOUT,
         )
-    parts = str(told.get("tag_name", "")).partition("-")[0].split(".")
+    told = told if isinstance(told, dict) else {}
+    parts = str(told.get("tag_name") or told.get("apiServerTagName")).partition("-")[0].split(".")
     return tuple(int(part) for part in parts) if all(part.isdecimal() for part in parts) else None
 
 
@@ -80,9 +82,7 @@ def answered(endpoint: str | None = None) -> Iterator[None]:
     except kfp_server_api.ApiException as error:
         raise InvalidInput(f"{place} refuses: {reason(error)}.") from None
     except (HTTPError, OSError) as error:
-        mend = (
-            "give --endpoint URL; kubectl -n kubeflow port-forward svc/ml-pipeline 8888 makes it http://localhost:8888"
-        )
+        mend = f"give --endpoint URL; {FORWARD} makes it http://localhost:8888"
         raise InvalidInput(f"{place} does not answer ({reason(error)}); {mend}.") from None
 
 

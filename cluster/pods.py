@@ -1,6 +1,8 @@
 """Pods, those of a KFP run above all, as Kubernetes tells of them: why they wait, why they failed, what they said."""
 
+import datetime
 import os
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -8,6 +10,7 @@ from arnas.errors import InvalidInput
 
 TIMEOUT = (10, 60)  # seconds to connect and to answer; Kubernetes' client would wait for ever
 LINES = 20
+SLOW = datetime.timedelta(minutes=1)  # a pod that starts for longer may lack a volume
 _STARTING = ("PodInitializing", "ContainerCreating")  # nothing is wrong yet
 
 
@@ -17,6 +20,7 @@ def connect() -> Any:
     Raises:
         InvalidInput: There is neither, or it is damaged.
     """
+    import yaml
     from kubernetes import client, config
 
     configuration = client.Configuration()
@@ -25,14 +29,23 @@ def connect() -> Any:
             config.load_kube_config(os.environ.get("KUBECONFIG"), client_configuration=configuration)
         except config.ConfigException:
             config.load_incluster_config(client_configuration=configuration)
-    except config.ConfigException:
+    except (config.ConfigException, OSError, TypeError, ValueError, AttributeError, yaml.YAMLError):
         raise InvalidInput("There is no kubeconfig that can be used; set KUBECONFIG to the file of one.") from None
     return client.ApiClient(configuration)
 
 
+def silence() -> tuple[type[Exception], ...]:
+    """What reading pods raises where Kubernetes refuses, is away, or is something else that answers."""
+    from kubernetes.client import ApiException
+    from urllib3.exceptions import HTTPError
+
+    return ApiException, HTTPError, AttributeError, ValueError
+
+
 def waiting(core: Any, namespace: str, run_id: str) -> dict[str, str]:
     """Tasks of a run whose pods do not start, and what keeps them."""
-    return {_task(pod): reason for pod in _pods(core, namespace, run_id) if (reason := obstacle(pod))}
+    found = _pods(core, namespace, run_id)
+    return {_task(pod): reason for pod in found if (reason := obstacle(pod) or _lacking(core, namespace, pod))}
 
 
 def obstacle(pod: Any) -> str | None:
@@ -49,11 +62,25 @@ def obstacle(pod: Any) -> str | None:
     return None
 
 
+def _lacking(core: Any, namespace: str, pod: Any) -> str | None:
+    """The volume that a pod waits for, such as a secret's; Kubernetes tells of it in events only."""
+    from kubernetes.client import ApiException
+
+    if pod.status.phase != "Pending" or datetime.datetime.now(datetime.UTC) - pod.metadata.creation_timestamp < SLOW:
+        return None
+    selector = f"involvedObject.name={pod.metadata.name},reason=FailedMount"
+    try:
+        events = core.list_namespaced_event(namespace, field_selector=selector, _request_timeout=TIMEOUT).items
+    except ApiException:  # who may see pods may not see events
+        return None
+    return f"{events[-1].reason}: {events[-1].message}" if events else None
+
+
 def failures(core: Any, namespace: str, run_id: str) -> Iterator[str]:
     """Why pods of a run failed: a line for each reason, and the last lines of the log below it."""
     last = {}  # a pod that was tried again counts once
     for pod in sorted(_pods(core, namespace, run_id), key=lambda pod: str(pod.metadata.creation_timestamp)):
-        last[_node(pod).rpartition("(")[0] or _node(pod)] = pod
+        last[re.sub(r"\(\d+\)$", "", _node(pod))] = pod
     for pod in last.values():
         if pod.status.phase != "Failed":
             continue

@@ -211,22 +211,16 @@ class _Watch:
 
     def _waiting(self) -> dict[str, str]:
         """What keeps tasks from starting; nothing where Kubernetes cannot be asked, which is no reason to stop."""
-        from kubernetes.client import ApiException
-        from urllib3.exceptions import HTTPError
-
         if self.core is not None:
-            with contextlib.suppress(ApiException, HTTPError):
+            with contextlib.suppress(*pods.silence()):
                 return pods.waiting(self.core, self.namespace, self.run_id)
         return {}
 
     def explained(self) -> list[str]:
         """Lines that say why tasks failed, or who knows."""
-        from kubernetes.client import ApiException
-        from urllib3.exceptions import HTTPError
-
         try:
             found = list(pods.failures(self.core, self.namespace, self.run_id)) if self.core else []
-        except (ApiException, HTTPError):
+        except pods.silence():
             found = []
         command = (
             f"kubectl -n {self.namespace} logs -l pipeline/runid={self.run_id} -c main --tail {pods.LINES} --prefix"

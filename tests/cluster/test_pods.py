@@ -1,5 +1,6 @@
 """Why pods of a run wait or failed, told by a real API server; a few lines stand in for the node with its logs."""
 
+import datetime
 import http.server
 import ssl
 import threading
@@ -130,6 +131,14 @@ def test_of_a_task_that_was_tried_again_only_the_last_try_counts(core, write):
     assert told == ["retrain failed in pod arnas-x7k2p-1: main ended with Error, exit status 2."]
 
 
+def test_a_failed_driver_of_a_loop_is_told_of_whatever_became_of_others(core, write):
+    loop = "for-loop-1.iteration-iterations(0:0).iteration-item"
+    write(f"{loop}.retrain-driver", {"phase": "Failed", **ended(1)})
+    write(f"{loop}.whitebox-driver", {"phase": "Succeeded", **ended(0)})
+    told = [line for line in pods.failures(core, "pods", RUN) if not line.startswith(" ")]
+    assert len(told) == 1 and told[0].startswith("retrain-driver (iteration 0) failed in pod arnas-x7k2p-0")
+
+
 def test_a_log_that_is_gone_does_not_hide_the_reason(core, write):
     write("prepare.executor", {"phase": "Failed", **ended(1)})
     port = core.read_node("node").status.daemon_endpoints.kubelet_endpoint.port
@@ -154,6 +163,21 @@ def test_what_keeps_a_task_from_starting_is_named(core, write):
         "search": f"Unschedulable: {message}",
         "prepare": 'ImagePullBackOff: Back-off pulling image "arnas:1"',
     }
+
+
+def test_a_pod_that_starts_for_long_is_told_of_with_the_volume_that_it_lacks(core, write, monkeypatch):
+    state = {"waiting": {"reason": "ContainerCreating"}}
+    statuses = [{"name": "main", "image": "", "imageID": "", "ready": False, "restartCount": 0, "state": state}]
+    write("search.executor(0)", {"phase": "Pending", "containerStatuses": statuses})
+    write("derive.executor(0)", {"phase": "Pending", "containerStatuses": statuses})
+    message = 'MountVolume.SetUp failed for volume "arnas-s3" : secret "arnas-s3" not found'
+    event = {"metadata": {"generateName": "arnas-"}, "reason": "FailedMount", "message": message, "type": "Warning"}
+    core.create_namespaced_event(
+        "pods", event | {"involvedObject": {"kind": "Pod", "name": "arnas-x7k2p-0", "namespace": "pods"}}
+    )
+    assert pods.waiting(core, "pods", RUN) == {}
+    monkeypatch.setattr(pods, "SLOW", datetime.timedelta(0))
+    assert pods.waiting(core, "pods", RUN) == {"search": f"FailedMount: {message}"}
 
 
 def test_a_follower_is_told_why_a_task_waits_and_in_the_end_why_another_failed(

@@ -10,10 +10,12 @@ from pathlib import Path
 import pytest
 import yaml
 from click.testing import CliRunner
+from constant_server import Constant
 from kfp.cli.cli import cli
 from kfp_stand_in import Kfp
 
 from arnas import config
+from cluster import kubeflow
 from pipelines import submit
 from pipelines.__main__ import main
 from pipelines.generate import ROOT
@@ -109,6 +111,25 @@ def test_an_address_where_nobody_is_ends_with_one_sentence(capsys: pytest.Captur
     captured = capsys.readouterr()
     assert re.fullmatch(r"KFP at http://127\.0\.0\.1:9 does not answer \(.*\); give --endpoint URL.*\n", captured.err)
     assert captured.out == ""
+
+
+@pytest.mark.parametrize("body", [b"null", b"{}", b"[]", b"<html>Sign in</html>"])
+def test_what_answers_and_is_not_kfp_is_named(body: bytes, capsys: pytest.CaptureFixture[str]) -> None:
+    with Constant(body) as server:
+        assert main([*DIGITS, "--endpoint", server.url]) == 2
+    captured = capsys.readouterr()
+    assert captured.err == (f"What answers at {server.url} is not KFP's API; give its address, and sign in first.\n")
+
+
+def test_the_way_to_kfp_is_one_that_also_shows_the_link(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*DIGITS, "--endpoint", "http://127.0.0.1:9"]) == 2
+    assert "kubectl -n kubeflow port-forward svc/ml-pipeline-ui 8888:80" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("health", [{"tag_name": "2.17.0"}, {"tag_name": None, "apiServerTagName": "2.17.0"}])
+def test_kfps_version_is_read_from_its_api_and_from_its_ui(health: dict) -> None:
+    with Kfp(health=health) as server:
+        assert kubeflow.version(kubeflow.connect(server.url)) == (2, 17, 0)
 
 
 def test_a_password_in_the_address_is_refused_and_not_repeated(capsys: pytest.CaptureFixture[str]) -> None:
@@ -281,6 +302,28 @@ def test_a_run_that_failed_or_was_ended_has_status_1(state: str, capsys: pytest.
     assert lines == ["search ...", "search failed after 1:12"]
     assert errors.startswith(f"The run {state.lower()}.\n")
     assert re.search(r"kubectl -n kubeflow logs -l pipeline/runid=\S+ -c main", errors)
+
+
+@pytest.mark.parametrize("kubeconfig", ["a: [", "a plain string", "[1]"])
+def test_a_damaged_kubeconfig_does_not_end_the_following(
+    kubeconfig: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "config").write_text(kubeconfig)
+    monkeypatch.setenv("KUBECONFIG", str(tmp_path / "config"))
+    lines, errors, _ = followed(capsys, [("RUNNING", {"search": "RUNNING"}), ("SUCCEEDED", {})])
+    assert (lines[-1], errors) == ("The run succeeded.", "")
+
+
+def test_a_kubernetes_that_is_none_does_not_end_the_following(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with Constant(b"<html>Welcome</html>") as server:
+        config = {"current-context": "a", "contexts": [{"name": "a", "context": {"cluster": "a", "user": "a"}}]}
+        config |= {"clusters": [{"name": "a", "cluster": {"server": server.url}}], "users": [{"name": "a", "user": {}}]}
+        (tmp_path / "config").write_text(yaml.safe_dump(config))
+        monkeypatch.setenv("KUBECONFIG", str(tmp_path / "config"))
+        _, errors, _ = followed(capsys, [("RUNNING", {"search": "RUNNING"}), ("FAILED", {})], status=1)
+    assert "Its failed pods are not to be found from here" in errors
 
 
 def test_an_outage_is_waited_for_and_told_of_once(capsys: pytest.CaptureFixture[str]) -> None:
