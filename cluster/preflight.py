@@ -15,7 +15,8 @@ import contextlib
 import io
 import json
 import os
-from collections.abc import Callable, Iterator
+import shlex
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -28,11 +29,15 @@ from arnas import objects
 from arnas._image import IMAGE, require_immutable
 from arnas.config import validate
 from arnas.errors import InvalidInput, Unreachable
-from cluster import kubeflow, pods
+from cluster import kubeflow, pods, storage
+from cluster.nodes import Pool
 
 KUBERNETES, KFP = (1, 32), (2, 17)  # the oldest versions that will do
 ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount")  # only pods have it
-KEYS = ("accesskey", "secretkey")
+SHARE = {"cpu": "1", "memory": "1Gi"}  # of a task, where it is not known
+STRANGER = (
+    "Kubernetes does not know who asks; sign in again, or set KUBECONFIG to a file with an account that it knows."
+)
 
 # what KFP's own programs do in the pods of a run: (verb, resource.group, name)
 RIGHTS = (
@@ -43,9 +48,6 @@ RIGHTS = (
     ("get", "secrets", "mlpipeline-minio-artifact"),
 )
 
-# Argo tries a pod that failed once more, but one that vanished only if it is told so
-TRY_AGAIN = {"spec": {"templateDefaults": {"retryStrategy": {"limit": "0", "retryPolicy": "Always"}}}}
-
 
 class Needs(BaseModel):
     """What a run will ask the cluster for; most of it in the words of the pipelines' parameters."""
@@ -54,16 +56,23 @@ class Needs(BaseModel):
 
     namespace: str = Field(kubeflow.NAMESPACE, min_length=1, description="Where the run's pods live.")
     service_account: str = Field("pipeline-runner", min_length=1, description="As whom they work.")
-    image: str = Field(IMAGE, min_length=1, description="What they run in.")
+    images: list[str] = Field([IMAGE], description="What they run in.")
     gpus: int = Field(0, ge=0, le=64, description="GPUs of a task; 0 for none.")
     accelerator: str = Field("nvidia.com/gpu", description="Resource name of a GPU; MIG slices and AMD have their own.")
     gpu_pool: dict[str, str] = Field({}, description="Labels of the nodes of tasks that have GPUs.")
+    gpu_affinity: dict[str, Any] = Field({}, description="A NodeAffinity, beside these labels.")
     gpu_tolerations: list[dict[str, Any]] = Field([], description="Of taints on these nodes, as in a pod.")
+    gpu_resources: dict[str, dict[str, str]] = Field(
+        {"requests": SHARE, "limits": SHARE}, description="Their requests and limits, without GPUs."
+    )
     cpu_pool: dict[str, str] = Field({}, description="Labels of the nodes of all other tasks.")
+    cpu_affinity: dict[str, Any] = Field({}, description="A NodeAffinity, beside these labels.")
     cpu_tolerations: list[dict[str, Any]] = Field([], description="Of taints on these nodes.")
+    cpu_resources: dict[str, dict[str, str]] = Field({"requests": SHARE, "limits": SHARE}, description="Their own.")
     checkpoints: str = Field("", description="Where checkpoints go; a place in a bucket is tried.")
     endpoint: str = Field("", description="Address of the store; AWS_ENDPOINT_URL replaces it.")
     secret: str = Field("", description="The store's credentials, with keys accesskey and secretkey.")
+    private_ca: bool = Field(False, description="Whether its ca.crt signed the store's certificate.")
     queue: str = Field("", description="Kueue's local queue, where pods are queued.")
     trainer: str = Field("", description="TrainingRuntime of Kubeflow Trainer, where training spans nodes.")
 
@@ -104,8 +113,19 @@ class Cluster:
 
     @cached_property
     def user(self) -> str:
-        """Who asks."""
-        return str(self.identity.create_self_subject_review({}, **_IN_TIME).status.user_info.username)
+        """Who asks; whoever is signed in may ask that.
+
+        Raises:
+            InvalidInput: Kubernetes does not know.
+        """
+        from kubernetes.client import ApiException
+
+        try:
+            return str(self.identity.create_self_subject_review({}, **_IN_TIME).status.user_info.username)
+        except ApiException as error:
+            if error.status in (401, 403):
+                raise InvalidInput(STRANGER) from None
+            raise
 
     @cached_property
     def groups(self) -> dict[str, str]:
@@ -122,7 +142,7 @@ def run(cluster: Cluster, needs: Needs, checks: tuple[Check, ...] | None = None)
     """What every check found (or each of `checks`), by the check's name.
 
     Raises:
-        InvalidInput: The cluster does not answer at all.
+        InvalidInput: The cluster does not answer at all, or does not know who asks.
     """
     from kubernetes.client import ApiException
     from urllib3.exceptions import HTTPError
@@ -134,6 +154,8 @@ def run(cluster: Cluster, needs: Needs, checks: tuple[Check, ...] | None = None)
         except ApiException as error:
             if not error.status:  # the certificate is not trusted
                 raise InvalidInput(f"Kubernetes cannot be asked ({_said(error)}); mend the kubeconfig.") from None
+            if error.status == 401:
+                raise InvalidInput(STRANGER) from None
             what = f"{cluster.user} may not ask" if error.status == 403 else f"Kubernetes answers {_said(error)}"
             mend = "kubectl auth whoami; ask again with an account that may"
             finding = Finding("unknown", what, "whether a run would go well is not known", mend)
@@ -184,8 +206,11 @@ def as_json(findings: dict[str, Finding]) -> str:
 
 def kubernetes(cluster: Cluster, needs: Needs) -> Finding:
     """Is Kubernetes new enough?"""
-    told = cluster.version.get_code(**_IN_TIME)
-    version = int(told.major), int(told.minor.rstrip("+"))
+    try:
+        told = _there(lambda: cluster.version.get_code(**_IN_TIME))
+        version = int(told.major), int(told.minor.rstrip("+"))
+    except (AttributeError, TypeError, ValueError):
+        raise InvalidInput("What answers where the kubeconfig points is not Kubernetes; mend its `server`.") from None
     what = f"Kubernetes is {told.git_version}"
     if version >= KUBERNETES:
         return Finding("fine", what)
@@ -265,9 +290,10 @@ def gpu_pool(cluster: Cluster, needs: Needs) -> Finding | None:
     if not nodes:
         mend = f"{show}; install the device plugin, or choose another accelerator"
         return Finding("missing", f"No node offers {name}", why, mend)
-    if found := _closed(nodes, needs.gpu_pool, needs.gpu_tolerations, f"node that offers {name}", why):
+    pool = Pool(needs.gpu_pool, needs.gpu_affinity, needs.gpu_tolerations)
+    if found := _closed(nodes, pool, f"node that offers {name}", why):
         return found
-    nodes = _open(nodes, needs.gpu_pool, needs.gpu_tolerations)
+    nodes = _open(nodes, pool)
     most = max(_gpus(node, name) for node in nodes)
     if most < needs.gpus:
         what = f"No node offers {needs.gpus} of {name}, the largest has {most}"
@@ -279,11 +305,10 @@ def gpu_pool(cluster: Cluster, needs: Needs) -> Finding | None:
 def cpu_pool(cluster: Cluster, needs: Needs) -> Finding:
     """Is there a node for the other tasks?"""
     nodes = cluster.core.list_node(**_IN_TIME).items
-    if found := _closed(
-        nodes, needs.cpu_pool, needs.cpu_tolerations, "node", "data preparation and report wait for ever"
-    ):
+    pool = Pool(needs.cpu_pool, needs.cpu_affinity, needs.cpu_tolerations)
+    if found := _closed(nodes, pool, "node", "data preparation and report wait for ever"):
         return found
-    return Finding("fine", f"{len(_open(nodes, needs.cpu_pool, needs.cpu_tolerations))} nodes take tasks without GPUs")
+    return Finding("fine", f"{len(_open(nodes, pool))} nodes take tasks without GPUs")
 
 
 def quota(cluster: Cluster, needs: Needs) -> Finding | None:
@@ -306,18 +331,20 @@ def secret(cluster: Cluster, needs: Needs) -> Finding | None:
     """Are the store's credentials there?"""
     if not needs.secret or not objects.is_place(needs.checkpoints):
         return None
-    why = "tasks read from it who they are at the store"
+    why, keys = "tasks read from it who they are at the store", [*storage.KEYS]
     make = f"kubectl -n {needs.namespace} create secret generic {needs.secret}" + "".join(
-        f" --from-literal={key}=..." for key in KEYS
+        f" --from-literal={key}=..." for key in storage.KEYS
     )
+    if needs.private_ca:
+        keys, make = [*keys, "ca.crt"], f"{make} --from-file=ca.crt=FILE"
     found = _there(lambda: cluster.core.read_namespaced_secret(needs.secret, needs.namespace, **_IN_TIME))
     if not found:
         return Finding("missing", f"There is no secret {needs.secret} in {needs.namespace}", why, make)
-    empty = [key for key in KEYS if not (found.data or {}).get(key)]
+    empty = [key for key in keys if not (found.data or {}).get(key)]
     if empty:
         mend = f"kubectl -n {needs.namespace} delete secret {needs.secret}; {make}"
         return Finding("missing", f"Secret {needs.secret} has no key {' and no key '.join(empty)}", why, mend)
-    return Finding("fine", f"Secret {needs.secret} has the keys {' and '.join(KEYS)}")
+    return Finding("fine", f"Secret {needs.secret} has the keys {' and '.join(keys)}")
 
 
 def store(cluster: Cluster, needs: Needs) -> Finding | None:
@@ -325,37 +352,33 @@ def store(cluster: Cluster, needs: Needs) -> Finding | None:
     if not objects.is_place(needs.checkpoints):
         return None
     why = "checkpoints and their resumption depend on it"
+    place = cluster.core, needs.namespace, needs.secret, needs.endpoint, needs.private_ca
     try:
-        with _store_environment(cluster, needs), contextlib.redirect_stderr(io.StringIO()):
+        with storage.environment(*place) as whose, contextlib.redirect_stderr(io.StringIO()):
             objects.Bucket(needs.checkpoints, patience=lambda: 0).probe()
     except Unreachable:
         address = os.environ.get("AWS_ENDPOINT_URL", needs.endpoint)
         what = f"The store {address} does not answer"
         if ACCOUNT.exists():
             return Finding("missing", what, why, "kubectl get pods,services -A | grep -E 'minio|seaweedfs'")
-        host, _, port = address.rpartition("//")[2].partition(":")
-        service, _, place = host.partition(".")
-        mend = (
-            f"kubectl -n {place.split('.')[0] or needs.namespace} port-forward svc/{service} {port or 80}, and set "
-            f"AWS_ENDPOINT_URL=http://localhost:{port or 80}"
-        )
-        return Finding("unknown", f"{what} here, outside of the cluster", why, mend)
+        return Finding("unknown", f"{what} here, outside of the cluster", why, storage.way_to(address))
     except InvalidInput as error:
         return Finding(
             "missing", str(error).rstrip("."), why, f"kubectl -n {needs.namespace} get secret {needs.secret}"
         )
-    return Finding("fine", f"An object was written, read and removed at {needs.checkpoints}")
+    return Finding("fine", f"An object was written, read and removed at {needs.checkpoints}, with {whose} credentials")
 
 
 def image(cluster: Cluster, needs: Needs) -> Finding:
-    """Does the image's name always mean the same image?"""
+    """Does the name of each image always mean the same image?"""
     try:
-        require_immutable(needs.image)
+        for name in needs.images:
+            require_immutable(name)
     except InvalidInput as error:
         why = "KFP's cache and retried pods would mix results of different code"
         mend = f"python -m pipelines compile --image {IMAGE} --output DIR"
         return Finding("missing", str(error).partition(";")[0].capitalize(), why, mend)
-    return Finding("fine", f"Image {needs.image} always means the same content")
+    return Finding("fine", f"{' and '.join(needs.images) or 'No image'} always means the same content")
 
 
 def retries(cluster: Cluster, needs: Needs) -> Finding:
@@ -367,16 +390,20 @@ def retries(cluster: Cluster, needs: Needs) -> Finding:
         return Finding(
             "unknown", f"There is no {name} in {place}", "whether a vanished pod is tried again stands there", mend
         )
-    with contextlib.suppress(KeyError, TypeError):  # no defaults
-        defaults = yaml.safe_load(found.data["workflowDefaults"])
-        if defaults["spec"]["templateDefaults"]["retryStrategy"]["retryPolicy"] in ("Always", "OnError"):
-            return Finding("fine", "A pod that vanishes is tried again")
+    defaults = yaml.safe_load((found.data or {}).get("workflowDefaults") or "{}")
+    spec = defaults.get("spec") or {}
+    template = spec.get("templateDefaults") or {}
+    strategy = template.get("retryStrategy") or {}
+    if strategy.get("retryPolicy") in ("Always", "OnError"):
+        return Finding("fine", "A pod that vanishes is tried again")
+    template = template | {"retryStrategy": {"limit": "0"} | strategy | {"retryPolicy": "Always"}}
+    defaults = defaults | {"spec": spec | {"templateDefaults": template}}  # a site's own stay
     what, why = (
         "A pod that vanishes (preempted, drained) is not tried again",
         "it ends the run, until someone retries that",
     )
-    patch = json.dumps({"data": {"workflowDefaults": json.dumps(TRY_AGAIN)}})
-    mend = f"kubectl -n {place} patch configmap {name} --type merge -p '{patch}'"
+    patch = shlex.quote(json.dumps({"data": {"workflowDefaults": json.dumps(defaults)}}))
+    mend = f"kubectl -n {place} patch configmap {name} --type merge -p {patch}"
     return Finding("warning", what, why, mend)
 
 
@@ -478,77 +505,40 @@ def _gpus(node: Any, name: str) -> int:
     return int((node.status.allocatable or {}).get(name, 0))
 
 
-def _open(nodes: list[Any], labels: dict[str, str], tolerations: list[dict[str, Any]]) -> list[Any]:
-    """The nodes of a pool that take a new pod."""
-    pool = [node for node in nodes if labels.items() <= (node.metadata.labels or {}).items()]
-    return [node for node in pool if not _obstacle(node, tolerations)]
-
-
-def _closed(
-    nodes: list[Any], labels: dict[str, str], tolerations: list[dict[str, Any]], kind: str, why: str
-) -> Finding | None:
+def _closed(nodes: list[Any], pool: Pool, kind: str, why: str) -> Finding | None:
     """What is missing where no node of a pool takes a new pod."""
-    pool = [node for node in nodes if labels.items() <= (node.metadata.labels or {}).items()]
-    if not pool:
-        words = " ".join(f"{key}={value}" for key, value in labels.items())
-        what = f"No {kind} has the labels {words}" if labels else f"There is no {kind}"
-        return Finding(
-            "missing", what, why, f"kubectl get nodes --show-labels; kubectl label node NODE {words}".strip()
-        )
-    if not _open(nodes, labels, tolerations):
-        name = pool[0].metadata.name
-        what = f"Every {kind} of the pool keeps the task away ({name}: {_obstacle(pool[0], tolerations)})"
+    mine = [node for node in nodes if pool.holds(node)]
+    if not mine:
+        words = " ".join(f"{key}={value}" for key, value in pool.labels.items())
+        what = f"No {kind} has the labels {words}" if words else f"There is no {kind}"
+        if pool.affinity:
+            what = f"No {kind} matches the labels {words or '(none)'} and the affinity {json.dumps(pool.affinity)}"
+        mend = f"kubectl get nodes --show-labels; kubectl label node NODE {words or 'KEY=VALUE'}"
+        return Finding("missing", what, why, mend)
+    if not _open(mine, pool):
+        name = mine[0].metadata.name
+        what = f"Every {kind} of the pool keeps the task away ({name}: {pool.obstacle(mine[0])})"
         return Finding("missing", what, why, f"kubectl describe node {name}; add a toleration, or uncordon it")
     return None
 
 
-def _obstacle(node: Any, tolerations: list[dict[str, Any]]) -> str | None:
-    """What keeps a new pod from a node; None where nothing does."""
-    if node.spec.unschedulable:
-        return "it is cordoned"
-    conditions = {condition.type: condition.status for condition in node.status.conditions or []}
-    if conditions.get("Ready", "True") != "True":
-        return "it is not ready"
-    for taint in node.spec.taints or []:
-        if taint.effect != "PreferNoSchedule" and not any(_tolerates(one, taint) for one in tolerations):
-            return f"taint {taint.key}={taint.value or ''}:{taint.effect}"
-    return None
-
-
-def _tolerates(toleration: dict[str, Any], taint: Any) -> bool:
-    if toleration.get("effect") not in (None, "", taint.effect):
-        return False
-    if toleration.get("operator") == "Exists":
-        return toleration.get("key") in (None, "", taint.key)
-    return bool(toleration.get("key") == taint.key and toleration.get("value", "") == (taint.value or ""))
-
-
-@contextlib.contextmanager
-def _store_environment(cluster: Cluster, needs: Needs) -> Iterator[None]:
-    """The environment that a task would have; the cluster's secret stands in where this process has no credentials."""
-    import base64
-
-    before = dict(os.environ)
-    os.environ.setdefault("AWS_ENDPOINT_URL", needs.endpoint)
-    if needs.secret and not {"AWS_ACCESS_KEY_ID", "ARNAS_S3_SECRET"} & before.keys():
-        found = _there(lambda: cluster.core.read_namespaced_secret(needs.secret, needs.namespace, **_IN_TIME))
-        for key, variable in zip(KEYS, ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"), strict=True):
-            if value := found and (found.data or {}).get(key):
-                os.environ[variable] = base64.b64decode(value).decode()
-    try:
-        yield
-    finally:
-        os.environ.clear()
-        os.environ.update(before)
+def _open(nodes: list[Any], pool: Pool) -> list[Any]:
+    """The nodes of a pool that take a new pod."""
+    return [node for node in nodes if pool.holds(node) and not pool.obstacle(node)]
 
 
 def _pod(needs: Needs) -> dict[str, Any]:
     """A pod like those of a run, for a dry run."""
-    limits = {"cpu": "1", "memory": "1Gi"} | ({needs.accelerator: str(needs.gpus)} if needs.gpus else {})
+    pool, affinity, tolerations, resources = (
+        (needs.gpu_pool, needs.gpu_affinity, needs.gpu_tolerations, needs.gpu_resources)
+        if needs.gpus
+        else (needs.cpu_pool, needs.cpu_affinity, needs.cpu_tolerations, needs.cpu_resources)
+    )
+    gpus = {"limits": {needs.accelerator: str(needs.gpus)}} if needs.gpus else {}
     container = {
         "name": "main",
-        "image": needs.image,
-        "resources": {"requests": limits, "limits": limits},
+        "image": next(iter(needs.images), IMAGE),
+        "resources": {kind: resources.get(kind, {}) | gpus.get(kind, {}) for kind in ("requests", "limits")},
         "securityContext": {
             "allowPrivilegeEscalation": False,
             "capabilities": {"drop": ["ALL"]},
@@ -563,8 +553,9 @@ def _pod(needs: Needs) -> dict[str, Any]:
         "spec": {
             "serviceAccountName": needs.service_account,
             "restartPolicy": "Never",
-            "nodeSelector": needs.gpu_pool if needs.gpus else needs.cpu_pool,
-            "tolerations": needs.gpu_tolerations if needs.gpus else needs.cpu_tolerations,
+            "nodeSelector": pool,
+            "affinity": {"nodeAffinity": affinity},
+            "tolerations": tolerations,
             "containers": [container],
             "volumes": [{"name": "shm", "emptyDir": {"medium": "Memory"}}],
         },

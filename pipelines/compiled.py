@@ -14,6 +14,7 @@ from arnas.config import assignments, validate
 from arnas.errors import InvalidInput
 from cluster.preflight import Needs
 from pipelines import generate
+from pipelines.placement import CA_FOLDER
 
 QUEUE = "kueue.x-k8s.io/queue-name"  # label of pods that wait in a queue of Kueue
 KINDS: dict[str, tuple[type, ...]] = {
@@ -108,13 +109,21 @@ class Compiled:
             for name, executor in self.documents[0]["deploymentSpec"]["executors"].items()
             if "container" in executor
         }
-        values["image"] = next(iter(containers.values()))["image"]  # all are the same
+        values["images"] = sorted({container["image"] for container in containers.values()})
+        for container in containers.values():
+            values[f"{_kind(container)}_resources"] = _resources(container.get("resources", {}))
         platform = next(iter(self.documents[1:]), {}).get("platforms", {}).get("kubernetes", {})
         for name, pod in platform.get("deploymentSpec", {}).get("executors", {}).items():
-            key = f"{'gpu' if 'accelerator' in containers[name].get('resources', {}) else 'cpu'}_tolerations"
+            kind = _kind(containers.get(name, {}))
+            key = f"{kind}_tolerations"
             fixed = [one for one in pod.get("tolerations", []) if "tolerationJson" not in one]
             values[key] = [*values.get(key, []), *(one for one in fixed if one not in values.get(key, []))]
             values["queue"] = pod.get("podMetadata", {}).get("labels", {}).get(QUEUE) or values.get("queue", "")
+            for affinity in pod.get("nodeAffinity", []):
+                fixed_affinity = affinity.get("nodeAffinityJson", {}).get("runtimeValue", {}).get("constant")
+                values[f"{kind}_affinity"] = fixed_affinity or values.get(f"{kind}_affinity", {})
+            if any(volume.get("mountPath") == CA_FOLDER for volume in pod.get("secretAsVolume", [])):
+                values["private_ca"] = True
         values |= {name: value for name, value in more.items() if value is not None}
         return validate(Needs, values, self.name)
 
@@ -143,3 +152,20 @@ class Compiled:
         if not isinstance(value, KINDS[kind]) or (isinstance(value, bool) and kind != "BOOLEAN"):
             raise InvalidInput(f"--parameter {word}: {name} must be of type {kind}.")
         return name, value
+
+
+def _kind(container: dict[str, Any]) -> str:
+    """Whether a task is one for a GPU, in the words of Needs."""
+    return "gpu" if "accelerator" in container.get("resources", {}) else "cpu"
+
+
+def _resources(told: dict[str, Any]) -> dict[str, dict[str, str]]:
+    """Requests and limits of a pod, from KFP's words for them; those that only a run knows are left out."""
+    return {
+        kind: {
+            name.lower(): value
+            for name in ("Cpu", "Memory")
+            if (value := told.get(f"resource{name}{kind.capitalize().rstrip('s')}")) and "{{" not in value
+        }
+        for kind in ("requests", "limits")
+    }

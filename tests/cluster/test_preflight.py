@@ -4,19 +4,25 @@ import base64
 import contextlib
 import itertools
 import json
+import os
 import re
 import shlex
+import ssl
 from pathlib import Path
 from types import SimpleNamespace
 
 import kubernetes
 import pytest
+import trustme
+import urllib3
 import yaml
+from constant_server import Constant
 from kfp_stand_in import Kfp
 from kubernetes.client.rest import RESTClientObject
+from minio_server import Server
 
 from arnas.errors import InvalidInput
-from cluster import pods, preflight
+from cluster import pods, preflight, storage
 from components.preflight.component import preflight as preflight_component
 from pipelines.__main__ import main
 
@@ -148,6 +154,24 @@ def site(cluster, store, argo, monkeypatch):
             site.remove(f"/api/v1/nodes/{site.name}-{kind}")
 
 
+@pytest.fixture
+def elsewhere(tmp_path):
+    """Makes a kubeconfig that points to a server which answers everything with the same."""
+    servers = []
+
+    def start(body):
+        server = Constant(body)
+        servers.append(server.__enter__())
+        config = {"current-context": "a", "contexts": [{"name": "a", "context": {"cluster": "a", "user": "a"}}]}
+        config |= {"clusters": [{"name": "a", "cluster": {"server": server.url}}], "users": [{"name": "a", "user": {}}]}
+        (tmp_path / "elsewhere").write_text(yaml.safe_dump(config))
+        return tmp_path / "elsewhere"
+
+    yield start
+    for server in servers:
+        server.__exit__()
+
+
 def states(findings):
     return {check: finding.state for check, finding in findings.items()}
 
@@ -265,10 +289,10 @@ MISSING = {
     "a mutable image": (
         "image",
         None,
-        {"image": "registry.example.org/arnas:latest"},
+        {"images": ["arnas:1", "registry.example.org/arnas:latest"]},
         r"arnas:latest.*compile --image",
     ),
-    "no tag": ("image", None, {"image": "registry.example.org:5000/arnas"}, r"arnas' does not say which content"),
+    "no tag": ("image", None, {"images": ["registry.example.org:5000/arnas"]}, r"arnas' does not say which content"),
     "no Kueue": ("queue", None, {"queue": "gpus"}, r"Kueue is not installed; "),
     "no Trainer": ("trainer", None, {"trainer": "torch-distributed"}, r"Kubeflow Trainer v2 is not installed; "),
     "no room for a pod": (
@@ -335,6 +359,48 @@ def test_a_toleration_of_everything_and_one_of_a_value_are_understood(site):
     assert site.look(gpu_tolerations=[{"key": "dedicated", "value": "x"}])["gpu_pool"].state == "missing"
 
 
+def affinity(*expressions, fields=()):
+    term = {"matchExpressions": list(expressions), "matchFields": list(fields)}
+    return {"requiredDuringSchedulingIgnoredDuringExecution": {"nodeSelectorTerms": [term]}}
+
+
+def expression(operator, *values, key="pool"):
+    return {"key": key, "operator": operator} | ({"values": list(values)} if values else {})
+
+
+def test_an_affinity_is_held_against_the_nodes_as_the_scheduler_does(site):
+    site.pool = {"pool": site.name, "memory": "80"}
+    site.write_nodes("2")
+    for state, one in [
+        ("fine", expression("In", site.name, "other")),
+        ("missing", expression("In", "other")),
+        ("fine", expression("NotIn", "other")),
+        ("missing", expression("NotIn", site.name)),
+        ("fine", expression("NotIn", "other", key="absent")),
+        ("fine", expression("Exists")),
+        ("missing", expression("Exists", key="absent")),
+        ("fine", expression("DoesNotExist", key="absent")),
+        ("missing", expression("DoesNotExist")),
+        ("fine", expression("Gt", "79", key="memory")),
+        ("missing", expression("Gt", "80", key="memory")),
+        ("fine", expression("Lt", "81", key="memory")),
+        ("missing", expression("Lt", "81", key="absent")),
+    ]:
+        assert site.look(gpu_affinity=affinity(one))["gpu_pool"].state == state, one
+    name = expression("In", f"{site.name}-gpu", key="metadata.name")
+    assert site.look(gpu_affinity=affinity(fields=[name]))["gpu_pool"].state == "fine"
+    assert site.look(cpu_affinity=affinity(fields=[name]))["cpu_pool"].state == "missing"
+    assert site.look(cpu_affinity=affinity())["cpu_pool"].state == "missing"  # an empty term matches nothing
+
+
+def test_a_pod_asks_for_what_the_tasks_ask_for(site):
+    site.write_quota({"limits.memory": "8Gi"}, {"limits.memory": "0"})
+    assert site.look()["pod"].state == "fine"
+    resources = {"requests": {"memory": "2Gi"}, "limits": {"memory": "16Gi"}}
+    assert "exceeded quota" in site.look(gpu_resources=resources)["pod"].what
+    assert site.look(gpus=0, gpu_resources=resources)["pod"].state == "fine"
+
+
 def test_a_run_without_gpus_is_not_asked_for_any(site):
     site.write_nodes("0")
     findings = site.look(gpus=0)
@@ -354,23 +420,85 @@ def test_without_argos_defaults_it_is_warned_of_pods_that_vanish_and_the_command
     assert site.look()["retries"].state == "fine"
 
 
+def test_argos_defaults_of_a_site_stay_when_the_command_is_followed(site, argo):
+    name = "workflow-controller-configmap"
+    theirs = {
+        "metadata": {"annotations": {"team": "it's ours"}},
+        "spec": {
+            "podGC": {"strategy": "OnPodSuccess"},
+            "templateDefaults": {"timeout": "9h", "retryStrategy": {"limit": "2", "retryPolicy": "OnFailure"}},
+        },
+    }
+    data = {"workflowDefaults": yaml.safe_dump(theirs)}
+    argo.replace_namespaced_config_map(name, "kubeflow", {"metadata": {"name": name}, "data": data})
+    site.cluster.kubectl(*shlex.split(site.look()["retries"].mend)[1:])
+    theirs["spec"]["templateDefaults"]["retryStrategy"]["retryPolicy"] = "Always"
+    left = argo.read_namespaced_config_map(name, "kubeflow").data["workflowDefaults"]
+    argo.replace_namespaced_config_map(name, "kubeflow", {"metadata": {"name": name}, "data": DEFAULTS})
+    assert yaml.safe_load(left) == theirs
+
+
 # --------------------------------------------------------------------------------------------- what cannot be known
 
 
 def test_a_store_that_only_pods_reach_is_unknown_from_outside_and_missing_inside(site, monkeypatch, tmp_path):
-    address = "http://minio-service.kubeflow.invalid:9000"
+    address = "http://minio-service.kubeflow.svc:9000"
     outside = site.look(endpoint=address)["store"]
     assert outside.state == "unknown"
-    assert "kubectl -n kubeflow port-forward svc/minio-service 9000" in outside.mend
+    assert "kubectl -n kubeflow port-forward svc/minio-service 9000:9000" in outside.mend
     monkeypatch.setattr(preflight, "ACCOUNT", tmp_path)
     assert site.look(endpoint=address)["store"].state == "missing"
 
 
-def test_the_environments_store_and_credentials_come_first(site, monkeypatch):
+@pytest.mark.parametrize(
+    ("address", "way"),
+    [
+        (
+            "https://s3.arnas",
+            "kubectl -n arnas port-forward svc/s3 8443:443, and set AWS_ENDPOINT_URL=https://localhost:8443",
+        ),
+        ("http://s3.arnas.svc.cluster.local", "kubectl -n arnas port-forward svc/s3 8080:80, and set "),
+        ("https://s3.eu-central-1.amazonaws.com", "curl -I https://s3.eu-central-1.amazonaws.com says more"),
+        ("http://10.0.0.7:9000", "curl -I http://10.0.0.7:9000 says more"),
+    ],
+)
+def test_a_store_is_forwarded_only_where_it_is_a_service(address, way):
+    assert storage.way_to(address).startswith(way)
+
+
+def test_the_credentials_that_are_tried_are_the_secrets_by_whatever_way_the_store_is_reached(site, monkeypatch):
     for name, value in site.store.environment.items():
         monkeypatch.setenv(name, value)
+    monkeypatch.setenv("ARNAS_S3_SECRET", "/nowhere")
+    away = "http://minio-service.kubeflow.svc:9000"
+    found = site.look(endpoint=away)["store"]
+    assert (found.state, found.what.rpartition(", ")[2]) == ("fine", "with the secret's credentials")
     site.write_secret(accesskey="me", secretkey="wrong")
-    assert site.look(endpoint="http://minio-service.kubeflow.invalid:9000")["store"].state == "fine"
+    assert "does not accept the credentials" in site.look(endpoint=away)["store"].what
+    assert os.environ["AWS_ACCESS_KEY_ID"] == site.store.access_key
+
+
+def test_where_the_secret_must_not_be_read_the_own_credentials_stand_in_and_it_is_said(site, monkeypatch):
+    for name, value in site.store.environment.items():
+        monkeypatch.setenv(name, value)
+    site.apply("serviceaccounts", "visitor")
+    found = site.look(site.cluster.kubeconfig_of("visitor", site.name))["store"]
+    assert (found.state, found.what.rpartition(", ")[2]) == ("fine", "with this machine's own credentials")
+
+
+def test_a_private_authority_is_taken_from_the_secret_and_missed_where_it_is_not_there(site, tmp_path):
+    authority = trustme.CA()
+    assert re.search("has no key ca.crt;.*--from-file=ca.crt=FILE", site.look(private_ca=True)["secret"].line("secret"))
+    with Server(tmp_path, authority.issue_cert("127.0.0.1")) as store:
+        context = ssl.create_default_context()
+        authority.configure_trust(context)
+        store.client(urllib3.PoolManager(ssl_context=context)).make_bucket("preflight")
+        keys = {"accesskey": store.access_key, "secretkey": store.secret_key}
+        site.write_secret(**keys)
+        assert "cannot be trusted" in site.look(endpoint=store.url)["store"].what
+        site.write_secret(**keys, **{"ca.crt": authority.cert_pem.bytes().decode()})
+        findings = site.look(endpoint=store.url, private_ca=True)
+    assert states(findings)["secret"] == states(findings)["store"] == "fine"
 
 
 def test_a_kfp_without_a_version_is_unknown(site):
@@ -402,6 +530,34 @@ def test_a_cluster_that_does_not_answer_is_bad_input(site, tmp_path):
     (tmp_path / "config").write_text(yaml.safe_dump(dead))
     with pytest.raises(InvalidInput, match=r"Kubernetes does not answer \(.+\); mend the kubeconfig"):
         site.look(tmp_path / "config")
+
+
+def test_who_kubernetes_does_not_know_is_bad_input_and_no_readiness(site, tmp_path, monkeypatch, capsys):
+    stranger = yaml.safe_load(site.cluster.kubeconfig.read_text())
+    stranger["users"][0]["user"] = {"token": "expired"}
+    (tmp_path / "config").write_text(yaml.safe_dump(stranger))
+    assert told(site, "--json", monkeypatch=monkeypatch, kubeconfig=tmp_path / "config") == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.startswith("Kubernetes does not know who asks; ") and captured.err.count("\n") == 1
+    with pytest.raises(InvalidInput, match="does not know who asks"):
+        str(preflight.Cluster(api(tmp_path / "config")).user)
+
+
+@pytest.mark.parametrize("body", [b"<html>Welcome</html>", b"null", b"{}"])
+def test_a_server_that_is_not_kubernetes_is_bad_input(body, site, elsewhere):
+    with pytest.raises(InvalidInput, match="where the kubeconfig points is not Kubernetes"):
+        site.look(elsewhere(body))
+
+
+@pytest.mark.parametrize("text", [b"a: [", b"a plain string", b"[1]", b"\xff\xfe\x00", b"clusters: x\nusers: 1", None])
+def test_a_damaged_kubeconfig_is_bad_input(text, tmp_path, monkeypatch):
+    if text:
+        (tmp_path / "config").write_bytes(text)
+    monkeypatch.setenv("KUBECONFIG", str(tmp_path / "config" if text else tmp_path))  # a folder
+    monkeypatch.delenv("KUBERNETES_SERVICE_HOST", raising=False)
+    with pytest.raises(InvalidInput, match="There is no kubeconfig that can be used; set KUBECONFIG"):
+        pods.connect()
 
 
 def test_without_a_kubeconfig_it_is_said_how_to_give_one(tmp_path, monkeypatch):
@@ -437,11 +593,8 @@ def test_only_reads_reviews_and_dry_runs_are_asked_for_and_the_probe_is_gone(sit
 # ------------------------------------------------------------------------------------------------------- the command
 
 
-# ------------------------------------------------------------------------------------------------------- the command
-
-
-def told(site, *options, monkeypatch):
-    monkeypatch.setenv("KUBECONFIG", str(site.cluster.kubeconfig))
+def told(site, *options, monkeypatch, kubeconfig=None):
+    monkeypatch.setenv("KUBECONFIG", str(kubeconfig or site.cluster.kubeconfig))
     words = ["--namespace", site.name, "--endpoint", site.kfp.url, "--parameter", f"endpoint={site.store.url}"]
     words += ["--parameter", "secret=arnas-s3", "--parameter", "checkpoints=s3://preflight/arnas"]
     words += ["--parameter", f"gpu_pool={{pool: {site.name}}}"]

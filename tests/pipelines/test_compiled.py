@@ -33,7 +33,7 @@ def write(folder: Path, **pods: dict) -> Compiled:
 
 def test_needs_are_the_defaults_and_what_a_run_is_told(tmp_path: Path) -> None:
     sample = write(tmp_path)
-    assert (sample.needs({}).gpus, sample.needs({}).image) == (2, "arnas:1")
+    assert (sample.needs({}).gpus, sample.needs({}).images) == (2, ["arnas:1"])
     assert sample.needs({"gpus": "0"}, namespace="team", trainer=None).model_dump(include={"gpus", "namespace"}) == {
         "gpus": 0,
         "namespace": "team",
@@ -48,6 +48,33 @@ def test_tolerations_and_the_queue_of_the_platform_section_count(tmp_path: Path)
     assert needs.gpu_tolerations == [{"key": "a"}, {"key": "b", "operator": "Exists"}]
     assert needs.cpu_tolerations == [{"key": "c"}]
     assert needs.queue == "gold"
+
+
+def test_every_image_of_a_foreign_file_counts_and_a_file_without_any_has_none(tmp_path: Path) -> None:
+    sample = write(tmp_path)
+    executors = sample.documents[0]["deploymentSpec"]["executors"]
+    executors["gpu"]["container"]["image"] = "other:latest"
+    assert sample.needs({}).images == ["arnas:1", "other:latest"]
+    sample.documents[0]["deploymentSpec"]["executors"] = {"importer": {"importer": {}}}
+    assert sample.needs({}).images == []
+
+
+def test_what_a_sites_placement_gives_to_its_tasks_is_asked_for(tmp_path: Path) -> None:
+    affinity = {
+        "requiredDuringSchedulingIgnoredDuringExecution": {
+            "nodeSelectorTerms": [{"matchExpressions": [{"key": "zone", "operator": "In", "values": ["a"]}]}]
+        }
+    }
+    tasks = {"affinity": affinity, "memory": {"request": "3Gi", "limit": "12Gi"}, "cpu": {"limit": "2"}}
+    (tmp_path / "site.yaml").write_text(yaml.safe_dump({"gpu_tasks": tasks, "private_ca": True}))
+    needs = find("arnas", None, str(tmp_path / "site.yaml")).needs({})
+    assert needs.gpu_resources == {
+        "requests": {"cpu": "1", "memory": "3Gi"},
+        "limits": {"cpu": "2", "memory": "12Gi"},
+    }
+    assert needs.cpu_resources == {"requests": {"cpu": "500m", "memory": "1Gi"}, "limits": {"memory": "4Gi"}}
+    assert (needs.gpu_affinity, needs.cpu_affinity, needs.private_ca) == (affinity, {}, True)
+    assert find("arnas").needs({}).private_ca is False
 
 
 @pytest.mark.parametrize(
