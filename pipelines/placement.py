@@ -7,14 +7,16 @@ profile; that the user is not root is said here.
 """
 
 import inspect
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 import yaml
 from kfp import dsl, kubernetes
 from kfp.kubernetes.node_affinity import validate_node_affinity
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_validator
+from kubernetes.utils.quantity import parse_quantity
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_validator, model_validator
 
 from arnas.config import validate
 from arnas.errors import InvalidInput
@@ -32,20 +34,36 @@ CA_FOLDER = "/var/run/arnas-s3"
 Cpu = Annotated[str, StringConstraints(pattern=r"^([1-9]\d*m|\d+(\.\d+)?)$")]
 Bytes = Annotated[str, StringConstraints(pattern=r"^[1-9]\d*(Ki|Mi|Gi|Ti|K|M|G|T)?$")]
 Name = Annotated[str, StringConstraints(pattern=r"^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$")]
+Key = Annotated[str, StringConstraints(pattern=r"^[-._a-zA-Z0-9]{1,253}$")]
+Variable = Annotated[str, StringConstraints(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
+
+CONFIDENTIAL = re.compile(r"SECRET|TOKEN|PASSWORD|ACCESS_KEY|API_KEY", re.IGNORECASE)  # within a variable's name
+USER = re.compile(r"://[^/\s]*@|^[^/\s]+:[^/\s]+@")  # within an address
 
 
 class _Model(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
-class CpuShare(_Model):
+class _Share(_Model):
+    request: str
+    limit: str | None
+
+    @model_validator(mode="after")
+    def _is_within_the_limit(self) -> Self:
+        if self.limit and parse_quantity(self.request) > parse_quantity(self.limit):
+            raise ValueError("the request is above the limit; give both, or no limit (null)")
+        return self
+
+
+class CpuShare(_Share):
     """Processor time, in cores: "2", "0.5" or "500m"."""
 
     request: Cpu = Field(description="Kept free for the task.")
     limit: Cpu | None = Field(description="At most; none where the node decides.")
 
 
-class Memory(_Model):
+class Memory(_Share):
     """Memory, such as 2Gi."""
 
     request: Bytes = Field(description="Kept free for the task.")
@@ -87,6 +105,26 @@ class Retries(_Model):
     count: int = Field(ge=0, le=100, description="Attempts after the first.")
     wait: int = Field(ge=0, le=3600, description="Seconds before the second attempt.")
     factor: int = Field(ge=1, le=10, description="By which each further wait is longer; Argo takes whole numbers only.")
+    longest: int = Field(ge=0, le=24 * 3600, description="Seconds that no wait may be longer than.")
+
+    @model_validator(mode="after")
+    def _wait_no_longer(self) -> Self:
+        """Argo multiplies without end, so a last wait that is too long is refused here."""
+        last = max(self.waits(), default=0)
+        if last > self.longest:
+            raise ValueError(f"the last wait would be of {last} s, above the longest; lower count, wait or factor")
+        return self
+
+    def waits(self) -> list[int]:
+        """Seconds before each attempt after the first."""
+        return [self.wait * self.factor**attempt for attempt in range(self.count)]
+
+
+class SecretKey(_Model):
+    """A value in a Kubernetes secret."""
+
+    secret: Name = Field(description="Name of the secret, in the namespace of the runs; it must be there.")
+    key: Key = Field(description="Which of its keys.")
 
 
 class Placement(_Model):
@@ -121,7 +159,12 @@ class Placement(_Model):
     user: int = Field(ge=1, lt=2**31, description="Number of user and group; not root.")
     pull_policy: Literal["IfNotPresent", "Always", "Never"]
     private_ca: bool = Field(description="Whether the secret's ca.crt signed the store's certificate.")
-    environment: dict[str, str] = Field(description="Environment of every task; compiled into the YAML, so no secrets.")
+    environment: dict[Variable, str] = Field(
+        description="Environment of every task; compiled into the YAML, so no secrets."
+    )
+    secret_environment: dict[Variable, SecretKey] = Field(
+        description="More environment of every task, each value out of a Kubernetes secret."
+    )
 
     def parameters(self) -> dict[str, Any]:
         """Defaults of the pipelines' parameters of placement, as JSON values."""
@@ -132,14 +175,13 @@ class Placement(_Model):
         """How long one attempt may last."""
         return round(tasks.hours * 3600)
 
-    def longest(self, tasks: Tasks) -> int:
+    def endurance(self, tasks: Tasks) -> int:
         """Seconds that all attempts take at most, with the waits between them and a month in queues.
 
         Argo begins no attempt later than that after the first one, and stops the one that runs: KFP's default of an
         hour would end every long training at its first eviction.
         """
-        waits: list[int] = [self.retries.wait * self.retries.factor**attempt for attempt in range(self.retries.count)]
-        return (self.retries.count + 1) * self.seconds(tasks) + sum(waits) + QUEUED
+        return (self.retries.count + 1) * self.seconds(tasks) + sum(self.retries.waits()) + QUEUED
 
 
 def load(file: str | Path | None = None) -> Placement:
@@ -163,10 +205,19 @@ def load(file: str | Path | None = None) -> Placement:
 
 def _require_no_secrets(values: Mapping[str, Any]) -> None:
     """What stands in the compiled YAML is for everybody to read; and so is the message, which repeats no value."""
-    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN"):
-        if name in (values.get("environment") or {}):
-            raise InvalidInput(f"environment: {name} would stand in the compiled YAML; put it into the secret instead.")
-    if "@" in str(values.get("endpoint")):
+    for section in ("environment", "secret_environment"):
+        if not isinstance(values[section], Mapping):
+            raise InvalidInput(f"{section} must be a mapping of variables, such as {{}}.")
+    name = "secret_environment: {VARIABLE: {secret: NAME, key: KEY}}"
+    for variable, value in values["environment"].items():
+        if CONFIDENTIAL.search(str(variable)):
+            raise InvalidInput(f"environment: {variable} would stand in the compiled YAML; name its secret: {name}.")
+        if USER.search(str(value)):
+            raise InvalidInput(f"environment: {variable} holds a user or password; name its secret: {name}.")
+    for variable, value in values["secret_environment"].items():
+        if not isinstance(value, Mapping) or value.keys() != {"secret", "key"}:
+            raise InvalidInput(f"secret_environment: {variable} must name a secret and its key, such as {name}.")
+    if "@" in str(values["endpoint"]):
         raise InvalidInput("endpoint holds a user or password, which belong into the secret; give the address alone.")
 
 
@@ -230,6 +281,8 @@ def place(task: dsl.PipelineTask, site: Placement, run: Mapping[str, Any]) -> ds
         _introduce(task, site, run["secret"])
     for name, value in site.environment.items():
         task.set_env_variable(name, value)
+    for name, source in site.secret_environment.items():
+        kubernetes.use_secret_as_env(task, source.secret, {source.key: name})
     kubernetes.empty_dir_mount(task, "scratch", "/tmp", size_limit=site.scratch)
     kubernetes.set_security_context(task, run_as_user=site.user, run_as_group=site.user, run_as_non_root=True)
     kubernetes.set_image_pull_policy(task, site.pull_policy)
@@ -264,7 +317,7 @@ def _endure(task: dsl.PipelineTask, site: Placement, tasks: Tasks) -> None:
         num_retries=site.retries.count,
         backoff_duration=f"{site.retries.wait}s",
         backoff_factor=float(site.retries.factor),
-        backoff_max_duration=f"{site.longest(tasks)}s",
+        backoff_max_duration=f"{site.endurance(tasks)}s",
     )
 
 

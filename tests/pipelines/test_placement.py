@@ -73,6 +73,9 @@ cpu_tasks:
 parallelism: 2
 private_ca: true
 environment: {HTTPS_PROXY: "http://proxy.example:3128"}
+secret_environment:
+  TRACKER_TOKEN: {secret: tracker, key: token}
+  PROXY_PASSWORD: {secret: proxy, key: .password}
 """)
     compile_all(folder / "out", placement=folder / "my.yaml")
     return folder / "out"
@@ -156,6 +159,36 @@ def test_retries_outlast_all_attempts_and_waits_together(tasks: list[Task]) -> N
         assert longest >= (count + 1) * attempt + sum(wait * factor**number for number in range(int(count)))
 
 
+@pytest.mark.parametrize(
+    ("count", "wait", "factor", "longest"),
+    [(0, 3600, 10, 0), (1, 3600, 10, 3600), (4, 3, 10, 3000), (100, 3600, 1, 3600), (100, 0, 10, 0)],
+)
+def test_no_wait_is_longer_than_the_site_allows(
+    count: int, wait: int, factor: int, longest: int, tmp_path: Path
+) -> None:
+    """Argo itself multiplies the wait after each attempt, and knows no bound."""
+    last = 0
+    for attempt in range(count):
+        last = last * factor if attempt else wait
+    assert last == longest
+    retries = f"count: {count}, wait: {wait}, factor: {factor}"
+    (tmp_path / "my.yaml").write_text(f"retries: {{{retries}, longest: {longest}}}")
+    assert placement.load(tmp_path / "my.yaml").retries.longest == longest
+    if longest:
+        (tmp_path / "my.yaml").write_text(f"retries: {{{retries}, longest: {longest - 1}}}")
+        with pytest.raises(InvalidInput, match=f"the last wait would be of {longest} s, above the longest"):
+            placement.load(tmp_path / "my.yaml")
+
+
+def test_the_longest_placement_is_compiled(tmp_path: Path) -> None:
+    (tmp_path / "my.yaml").write_text(
+        "{retries: {count: 100, wait: 3600, factor: 1, longest: 86400}, gpu_tasks: {hours: 8760}}"
+    )
+    compile_all(tmp_path / "out", placement=tmp_path / "my.yaml")
+    for task in tasks_of(tmp_path / "out"):
+        assert int(task.retry["backoffMaxDuration"][:-1]) < 2**63 / 1e9  # Go counts nanoseconds
+
+
 def test_the_image_is_pulled_once_with_a_secret_that_may_be_absent(tasks: list[Task]) -> None:
     for task in tasks:
         assert task.pod["imagePullPolicy"] == "IfNotPresent"
@@ -183,6 +216,18 @@ def test_a_sites_limits_affinity_queue_and_times_are_those_of_its_kind_of_task(s
             assert (spot["operator"], spot["effect"], int(spot["tolerationSeconds"])) == ("Equal", "NoExecute", 60)
             assert task.pod["activeDeadlineSeconds"] == "1800"
         assert task.environment["HTTPS_PROXY"] == "http://proxy.example:3128"
+
+
+def test_a_sites_own_secrets_reach_every_task_by_name_and_must_be_there(sited: list[Task]) -> None:
+    for task in sited:
+        told = {
+            (secret["secretNameParameter"]["runtimeValue"]["constant"], entry["secretKey"], entry["envVar"])
+            for secret in task.pod["secretAsEnv"]
+            if "runtimeValue" in secret["secretNameParameter"] and not secret["optional"]
+            for entry in secret["keyToEnv"]
+        }
+        assert told == {("tracker", "token", "TRACKER_TOKEN"), ("proxy", ".password", "PROXY_PASSWORD")}
+        assert not {"TRACKER_TOKEN", "PROXY_PASSWORD"} & task.environment.keys()
 
 
 def test_a_private_ca_comes_out_of_the_secret(sited: list[Task]) -> None:
@@ -215,10 +260,29 @@ def test_mig_and_amd_are_names_in_a_file(tmp_path: Path) -> None:
         ("retries: {factor: 1.5}", r"retries\.factor = 1\.5"),
         ("gpu_tolerations: [{key: a, effect: Never}]", r"gpu_tolerations\.0\.effect = 'Never'"),
         ("gpu_tasks: {affinity: {nodeSelectorTerms: []}}", r"gpu_tasks\.affinity .*Invalid V1NodeAffinity"),
+        ("gpu_tolerations: [{kee: a}]", r"has no setting gpu_tolerations\.0\.kee; near it are key"),
         ("user: 0", r"user = 0"),
         ("endpoint: store:9000", r"endpoint = 'store:9000'"),
         ("endpoint: http://me:planted@store", r"endpoint holds a user or password"),
         ("environment: {AWS_SECRET_ACCESS_KEY: planted}", r"AWS_SECRET_ACCESS_KEY would stand in the compiled YAML"),
+        ("environment: {hub_token: planted}", r"hub_token would stand in the compiled YAML.*secret_environment"),
+        ("environment: {PGPASSWORD: planted}", r"PGPASSWORD would stand in the compiled YAML"),
+        ("environment: {CLIENT_SECRET: planted}", r"CLIENT_SECRET would stand in the compiled YAML"),
+        ("environment: {HTTPS_PROXY: 'http://me:planted@proxy:3128'}", r"HTTPS_PROXY holds a user or password"),
+        ("environment: {HTTPS_PROXY: 'http://planted@proxy:3128'}", r"HTTPS_PROXY holds a user or password"),
+        ("environment: {HTTPS_PROXY: 'me:planted@proxy:3128'}", r"HTTPS_PROXY holds a user or password"),
+        ("environment: [planted]", r"environment must be a mapping"),
+        ("secret_environment: {HUB: planted}", r"HUB must name a secret and its key, such as"),
+        ("secret_environment: {HUB: {secret: hub}}", r"HUB must name a secret and its key, such as"),
+        ("secret_environment: {HUB: {secret: hub, key: a, value: planted}}", r"HUB must name a secret and its key"),
+        ("secret_environment: {HUB: {secret: hub, key: a b}}", r"secret_environment\.HUB\.key = 'a b'"),
+        ("secret_environment: {1A: {secret: hub, key: a}}", r"1A"),
+        ("retries: {count: 40}", r"retries = .*: the last wait would be of 16492674416640 s, above the longest"),
+        (
+            "gpu_tasks: {cpu: {request: 1500m, limit: '1'}}",
+            r"gpu_tasks\.cpu = .*1500m.*: the request is above the limit;",
+        ),
+        ("cpu_tasks: {memory: {request: 5G}}", r"cpu_tasks\.memory = .*5G.*4Gi.*: the request is above"),
         ("- a list", r"must hold keys such as gpu_pool:, but is a list"),
         ("a: [", r"cannot be read"),
     ],
@@ -230,6 +294,19 @@ def test_a_wrong_placement_is_refused_in_one_sentence(text: str, sentence: str, 
     assert "\n" not in str(told.value) and "planted" not in str(told.value)
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "gpu_tasks: {cpu: {request: '1.0', limit: 1000m}, memory: {request: 1024Mi, limit: 1Gi}}",
+        "gpu_tasks: {cpu: {request: '64', limit: null}, memory: {request: 1Ti, limit: null}}",
+        "environment: {TORCH_HOME: /tmp/torch, HUB: 'https://hub.example/@scope', AUTHOR: me@example.org}",
+    ],
+)
+def test_what_is_right_is_taken(text: str, tmp_path: Path) -> None:
+    (tmp_path / "my.yaml").write_text(text)
+    placement.load(tmp_path / "my.yaml")
+
+
 def test_the_placement_that_the_documentation_shows_is_one(tmp_path: Path) -> None:
     (text,) = re.findall(r"```yaml\n(# my.yaml.*?)```", (ROOT / "docs" / "gpu-pools.md").read_text(), flags=re.DOTALL)
     (tmp_path / "my.yaml").write_text(text)
@@ -239,9 +316,10 @@ def test_the_placement_that_the_documentation_shows_is_one(tmp_path: Path) -> No
 def test_no_credential_of_whoever_compiles_is_in_the_compiled_files(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_ENDPOINT_URL"):
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_ENDPOINT_URL", "HUB_TOKEN"):
         monkeypatch.setenv(name, "planted-7f3a")
-    written = compile_all(tmp_path)
+    (tmp_path / "my.yaml").write_text("secret_environment: {HUB_TOKEN: {secret: hub, key: token}}")
+    written = compile_all(tmp_path / "out", placement=tmp_path / "my.yaml")
     assert len(written) > 10
     assert not [file for file in written if "planted-7f3a" in file.read_text()]
 
