@@ -40,6 +40,26 @@ def test_the_page_shows_what_is_printed(installed):
     assert re.findall(r"^(\S+) created$", page, re.MULTILINE) == answer.split()
 
 
+def test_the_launchers_own_configuration_is_saved_and_comes_back(installed, tmp_path):
+    """By the commands that the file shows."""
+    page = (MANIFESTS / "components/pipeline-root/kfp-launcher.yaml").read_text(encoding="utf-8")
+    (save,) = re.findall(r"^#   kubectl (.*) > kfp-launcher.before.yaml$", page, re.MULTILINE)
+    (clean,) = re.findall(r"^# clean: kubectl (.*) kfp-launcher.before.yaml$", page, re.MULTILINE)
+
+    def data():
+        return json.loads(installed.kubectl("-n", "kubeflow", "get", "configmap", "kfp-launcher", "-ojson"))["data"]
+
+    installed.kubectl("-n", "kubeflow", "create", "configmap", "kfp-launcher", "--from-literal=defaultPipelineRoot=")
+    try:
+        (tmp_path / "before.yaml").write_text(installed.kubectl(*save.split()))
+        installed.kubectl("apply", "-f-", stdin=text("components/pipeline-root"))
+        assert data()["defaultPipelineRoot"] == "s3://arnas/kfp"
+        installed.kubectl(*clean.split(), str(tmp_path / "before.yaml"))
+        assert data() == {"defaultPipelineRoot": ""}
+    finally:
+        installed.kubectl("-n", "kubeflow", "delete", "configmap", "kfp-launcher")
+
+
 def test_a_control_plane_refuses_what_is_no_manifest(installed):
     broken = text("overlays/laptop").replace("podSelector", "podselector")
     with pytest.raises(RuntimeError, match="podselector: field not declared in schema"):
@@ -75,7 +95,7 @@ MIG = {
     "gpus": "2",
     "accelerator": "nvidia.com/mig-1g.10gb",
     "gpu_pool": {"pool": "gpu"},
-    "gpu_tolerations": [{"key": "nvidia.com/gpu", "operator": "Exists"}, {"key": "team", "value": "a"}],
+    "gpu_tolerations": [{"key": "team", "value": "a"}],
     "cpu_pool": {"pool": "cpu"},
     "secret": "arnas-s3",
 }
@@ -97,7 +117,8 @@ def test_what_a_run_chooses_reaches_the_pods(file):
     limits = [_main(spec)["resources"]["limits"].get("nvidia.com/mig-1g.10gb") for spec in specs]
     for spec, limit in zip(specs, limits, strict=True):
         assert spec["nodeSelector"] == {"pool": "gpu" if limit else "cpu"}
-        assert spec.get("tolerations", []) == (MIG["gpu_tolerations"] if limit else [])
+        compiled_in = {"key": "nvidia.com/gpu", "operator": "Exists"}
+        assert spec.get("tolerations", []) == ([*MIG["gpu_tolerations"], compiled_in] if limit else [])
     assert {"2", None} == set(limits)
     secrets = [
         each["valueFrom"]["secretKeyRef"]["name"]

@@ -92,6 +92,40 @@ def test_the_parts_agree_on_the_store():
     }
 
 
+def admitted(policy, port, namespace, labels):
+    """Whether a NetworkPolicy lets a pod of a namespace in, at a port, as Kubernetes documents it."""
+
+    def matches(selector, labels):
+        assert selector.keys() <= {"matchLabels"}
+        return selector.get("matchLabels", {}).items() <= labels.items()
+
+    named = {"kubernetes.io/metadata.name": namespace}
+    return any(
+        matches(peer["namespaceSelector"], named) and matches(peer.get("podSelector", {}), labels)
+        for rule in policy["spec"]["ingress"]
+        if port in [each["port"] for each in rule["ports"]]
+        for peer in rule["from"]
+    )
+
+
+@pytest.mark.parametrize(
+    ("namespace", "labels", "may"),
+    [
+        ("kubeflow", {"pipeline/runid": "of somebody else"}, True),  # their artifacts go to our store, too
+        ("kubeflow", {"app": "ml-pipeline-ui"}, True),
+        ("arnas", {"app.kubernetes.io/part-of": "arnas"}, True),
+        ("other", {"app.kubernetes.io/part-of": "arnas"}, True),
+        ("other", {"pipeline/runid": "of somebody else"}, False),
+        ("arnas", {}, False),
+    ],
+)
+@pytest.mark.parametrize("folder", OVERLAYS)
+def test_the_store_admits_all_runs_our_pods_and_kfps_pages(folder, namespace, labels, may):
+    (policy,) = [thing for thing in objects(folder) if label(thing) == "NetworkPolicy/minio"]
+    assert admitted(policy, "s3", namespace, labels) == may
+    assert not admitted(policy, "console", namespace, labels)
+
+
 def test_an_overlay_moves_the_runs_to_another_namespace(tmp_path):
     """Rights go to the account where it is, the keys are made there, and the store stays where it was."""
     manifests = tmp_path / "manifests"
@@ -110,3 +144,6 @@ def test_an_overlay_moves_the_runs_to_another_namespace(tmp_path):
     assert accounts == {("arnas-runner", "team-a"), ("arnas-secret", "arnas")}
     job = next(thing for thing in found if label(thing) == "Job/arnas-secret")
     assert job["spec"]["template"]["spec"]["containers"][0]["args"] == ["arnas", "team-a"]
+    policy = next(thing for thing in found if label(thing) == "NetworkPolicy/minio")
+    assert admitted(policy, "s3", "team-a", {}) and not admitted(policy, "s3", "kubeflow", {})
+    assert "RUNS" not in yaml.safe_dump_all(found)
