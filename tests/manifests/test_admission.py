@@ -3,8 +3,10 @@
 import copy
 import json
 import re
+import shlex
 
 import pytest
+import yaml
 from kubernetes import client, config
 from manifests.kfp_pods import pods
 from manifests.rendered import COMPONENTS, MANIFESTS, OVERLAYS, label, objects, pod_specs, text
@@ -58,6 +60,20 @@ def test_the_launchers_own_configuration_is_saved_and_comes_back(installed, tmp_
         assert data() == {"defaultPipelineRoot": ""}
     finally:
         installed.kubectl("-n", "kubeflow", "delete", "configmap", "kfp-launcher")
+
+
+def test_the_page_tells_argo_to_try_deleted_pods_again(installed):
+    page = (MANIFESTS.parent / "docs" / "cluster.md").read_text(encoding="utf-8")
+    (patch,) = re.findall(r"^kubectl (.* patch configmap .*\\\n.*)$", page, re.MULTILINE)
+    (look,) = re.findall(r"^kubectl (.* get configmap workflow-controller-configmap .*) #", page, re.MULTILINE)
+    installed.kubectl("-n", "kubeflow", "create", "configmap", "workflow-controller-configmap")
+    try:
+        assert installed.kubectl(*shlex.split(look)) == ""
+        installed.kubectl(*shlex.split(patch.replace("\\\n", "")))
+        told = yaml.safe_load(installed.kubectl(*shlex.split(look)))
+        assert told["spec"]["templateDefaults"]["retryStrategy"] == {"limit": "0", "retryPolicy": "Always"}
+    finally:
+        installed.kubectl("-n", "kubeflow", "delete", "configmap", "workflow-controller-configmap")
 
 
 def test_a_control_plane_refuses_what_is_no_manifest(installed):
