@@ -12,6 +12,7 @@ import os
 import re
 import shutil
 import signal
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -186,8 +187,8 @@ class _BucketShelf:
 
     def open(self) -> None:
         self.bucket.probe()
-        for name, entry in self.bucket.list().items():
-            if re.fullmatch(f"{KEY}/[0-9]+-{KEY}", name) and time.time() - entry.modified.timestamp() > KEPT_DAYS * DAY:
+        for name, entry in self._states().items():
+            if time.time() - entry.modified.timestamp() > KEPT_DAYS * DAY:
                 self.bucket.remove(name)
 
     @contextmanager
@@ -195,8 +196,8 @@ class _BucketShelf:
         with _scratch() as file:
             yield file
             digest = artifacts.file_digest(file)
-            earlier = list(self.bucket.list(f"{key}/"))
-            number = int(earlier[-1].split("/")[1].split("-")[0]) + 1 if earlier else 0
+            earlier = list(self._states(key))
+            number = int(earlier[-1].removeprefix(f"{key}/").partition("-")[0]) + 1 if earlier else 0
             self.bucket.put(f"{key}/{number:09}-{digest}", file)
         for name in earlier:
             self.bucket.remove(name)
@@ -205,7 +206,7 @@ class _BucketShelf:
     def reading(self, key: str) -> Iterator[Path | None]:
         with _scratch() as file:
             seen = None
-            while names := list(self.bucket.list(f"{key}/")):
+            while names := list(self._states(key)):
                 digest = names[-1].rpartition("-")[2]
                 if self.bucket.get(names[-1], file, digest):
                     break
@@ -213,6 +214,12 @@ class _BucketShelf:
                     raise InvalidInput(f"{self.bucket.place}/{seen} is listed, but cannot be read; remove it.")
                 seen = names[-1]  # a writer has put a later one and removed this: look again
             yield file if names else None
+
+    def _states(self, key: str = "") -> dict[str, objects.Entry]:
+        """The states of a key, or of all, in their order; what else lies there is left alone."""
+        form = f"{re.escape(key) or KEY}/[0-9]{{9}}-{KEY}"
+        found = self.bucket.list(f"{key}/" if key else "")
+        return {name: entry for name, entry in found.items() if re.fullmatch(form, name)}
 
 
 @contextmanager
@@ -231,7 +238,8 @@ def _scratch() -> Iterator[Path]:
 class Keeper:
     """Keeps the state of one stage in a store while it works, and saves it when the process is asked to stop.
 
-    Use as a context; call `restore` once, `offer` after every step, `save` at the end.
+    Use as a context; call `restore` once, `offer` after every step, `save` at the end. Where it raises Interrupted, the
+    sentence has been written to standard error.
 
     Args:
         store: Where checkpoints live.
@@ -258,7 +266,11 @@ class Keeper:
             signal.signal(number, handler)
         self.store.hurried = False
         if self._signal and kind is None:  # it came after the last step
-            raise Interrupted(self.stage, self._signal)
+            error = Interrupted(self.stage, self._signal)
+        if isinstance(error, Interrupted):
+            self._say(error.message)  # here, since in a task of a pipeline nobody else does
+        if error and kind is None:
+            raise error
 
     def restore(self, device: torch.device | str = "cpu") -> dict[str, Any] | None:
         """The state to go on from, or None to begin."""
@@ -290,9 +302,12 @@ class Keeper:
         if self._signal:
             raise Interrupted(self.stage, self._signal)
 
+    def _say(self, message: str) -> None:
+        print(message, file=sys.stderr, flush=True)
+
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         if self._signal:  # asked twice: the user does not want to wait for the step
-            raise Interrupted(self.stage, number)
+            raise Interrupted(self.stage, number, saved=None)
         self._signal = number
         self.store.hurried = True
 

@@ -11,7 +11,7 @@ from pydantic import ValidationError
 
 import arnas
 from arnas import config
-from arnas.errors import Diverged, Interrupted, InvalidInput, ProcessLost, Unreachable
+from arnas.errors import Diverged, InvalidInput, ProcessLost, Unreachable
 
 # Stages, and torch with them, are imported inside the commands, so that help comes at once.
 
@@ -463,8 +463,6 @@ def main(arguments: list[str] | None = None) -> None:
         _leave(4, str(error))
     except ProcessLost as error:
         _leave(5, str(error))
-    except Interrupted as error:
-        _leave(int(str(error.code)), error.message)
     except KeyboardInterrupt:
         _leave(130, "Interrupted.")
     if figures:

@@ -36,7 +36,7 @@ def build(site: Placement) -> Any:
 
         Args:
             preset: Name of a preset of settings (smoke, digits, cifar10-cpu, cifar10), or path of a YAML file.
-            data: Where the data set lies: a folder or file that the pods see, or s3://BUCKET/PREFIX; none where it
+            data: Where the data set lies: a folder that the pods see, or s3://BUCKET/PREFIX; none where it
                 comes with the library, or where the settings say it.
             models: Which of the settings' models to train and to attack.
             shards: Shares of the samples to attack with full sight of a model, a task each, such as ["1/2", "2/2"].

@@ -66,7 +66,7 @@ def build(site: Placement) -> Any:
         Args:
             genotype: URI of a genotype, such as a run of the pipeline arnas shows it for its artifact genotype.
             preset: Name of a preset of settings (smoke, digits, cifar10-cpu, cifar10), or path of a YAML file.
-            data: Where the other data set lies: a folder or file that the pods see, or s3://BUCKET/PREFIX; none where
+            data: Where the other data set lies: a folder that the pods see, or s3://BUCKET/PREFIX; none where
                 it comes with the library, or where the settings say it.
             overrides: Changes of the preset, such as {"transfer.train_limit": 1000}.
             checkpoints: Where unfinished work is kept: s3://BUCKET/PREFIX, or a folder that outlives the tasks.

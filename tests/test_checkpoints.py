@@ -126,6 +126,17 @@ def test_a_bucket_that_is_not_there_is_found_before_work_starts(bucket):
         CheckpointStore.open("s3://nobody-made-this")
 
 
+def test_other_objects_below_a_key_are_no_states_and_stay(bucket):
+    for foreign in (f"{KEY}/notes.txt", f"{KEY}/999999999-no-digest"):
+        objects.Bucket(bucket).put(foreign, b"")
+    store = CheckpointStore(bucket)
+    assert store.load(KEY) is None
+    for number in range(2):
+        store.save(KEY, {"number": number})
+        assert store.load(KEY) == {"number": number}
+    assert {f"{KEY}/notes.txt", f"{KEY}/999999999-no-digest"} < set(kept(bucket)) and len(kept(bucket)) == 3
+
+
 # What is removed
 
 
@@ -300,7 +311,7 @@ def test_a_reader_that_finds_a_state_removed_takes_the_later_one(bucket, monkeyp
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_saves_the_state_and_leaves_with_its_status(tmp_path, number):
+def test_a_signal_saves_the_state_and_leaves_with_its_status_and_one_sentence(tmp_path, number, capfd):
     store, before = CheckpointStore(tmp_path), signal.getsignal(number)
     with pytest.raises(Interrupted) as left, Keeper(store, "key", "search") as keeper:
         keeper.offer(lambda: {"step": 1})
@@ -308,8 +319,25 @@ def test_a_signal_saves_the_state_and_leaves_with_its_status(tmp_path, number):
         os.kill(os.getpid(), number)
         keeper.offer(lambda: {"step": 2})
     assert store.load("key") == {"step": 2}
-    assert left.value.code == 128 + number and "search was interrupted" in left.value.message
+    assert left.value.code == 128 + number
+    assert capfd.readouterr().err == (
+        "search was interrupted; its state is saved and the same command goes on from there.\n"
+    )
     assert signal.getsignal(number) is before
+
+
+def test_a_signal_after_the_last_step_is_told_too(tmp_path, capfd):
+    with pytest.raises(Interrupted), Keeper(CheckpointStore(tmp_path), "key", "search") as keeper:
+        keeper.save({})
+        os.kill(os.getpid(), signal.SIGTERM)
+    assert capfd.readouterr().err.count("search was interrupted; its state is saved") == 1
+
+
+def test_asked_twice_it_leaves_at_once_and_does_not_claim_that_the_state_is_saved(tmp_path, capfd):
+    with pytest.raises(Interrupted), Keeper(CheckpointStore(tmp_path), "key", "search"):
+        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), signal.SIGTERM)
+    assert capfd.readouterr().err == "search was interrupted; the same command goes on from its last checkpoint.\n"
 
 
 def test_the_state_is_saved_when_the_interval_has_passed(tmp_path):

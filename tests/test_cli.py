@@ -13,7 +13,7 @@ import pytest
 
 import arnas
 from arnas import cli, config, objects
-from arnas.errors import Diverged, Interrupted, InvalidInput
+from arnas.errors import Diverged, InvalidInput
 
 COMMANDS = ("prepare", "search", "derive", "retrain", "whitebox", "blackbox", "transfer", "report", "upload", "info")
 
@@ -201,7 +201,6 @@ def test_a_mistake_becomes_one_sentence_that_names_it(
     [
         (InvalidInput("It is too small."), 2, "It is too small."),
         (Diverged("The loss became nan."), 3, "The loss became nan."),
-        (Interrupted("search", 15), 143, "the same command goes on from there"),
         (KeyboardInterrupt(), 130, "Interrupted."),
     ],
 )

@@ -265,6 +265,10 @@ class SharedKeeper(Keeper):
             self._agree()
         super().__exit__(kind, error, trace)
 
+    def _say(self, message: str) -> None:
+        if rank() == 0:
+            super()._say(message)
+
     def _agree(self) -> None:
         if size() > 1:
             self._signal = int(_agreed(distributed.ReduceOp.MAX, (self._asked,))[0])

@@ -11,7 +11,7 @@ def preflight(
     gpu_pool: dict = {},
     gpu_tolerations: list = [],
     cpu_pool: dict = {},
-    checkpoints: str = "/checkpoints",
+    checkpoints: str = "/tmp/checkpoints",
     endpoint: str = "",
     secret: str = "mlpipeline-minio-artifact",
     queue: str = "",
@@ -26,7 +26,7 @@ def preflight(
         gpu_tolerations: Tolerations of these tasks, as in a pod. Default: none.
         cpu_pool: Labels of the nodes of all other tasks. Default: none, so any node.
         checkpoints: Where unfinished work will be kept; in s3://BUCKET/PREFIX an object is written, read and removed.
-            Default: /checkpoints, which is not tried.
+            Default: /tmp/checkpoints, which is not tried.
         endpoint: Address of the store where checkpoints are s3://..., such as http://minio.example:9000. Default: what
             the environment says (AWS_ENDPOINT_URL).
         secret: Secret of this namespace with the store's keys accesskey and secretkey. Default:

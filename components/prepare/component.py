@@ -19,7 +19,7 @@ def prepare(
             cifar10.
         overrides: Changes of the preset, such as {"prepare.train_limit": 1000}; every setting can be changed so.
             Default: none.
-        data: Where the data set lies: a folder or file that the pod sees, or s3://BUCKET/PREFIX. Default: none, for
+        data: Where the data set lies: a folder that the pod sees, or s3://BUCKET/PREFIX. Default: none, for
             data sets that come with the library (digits, glyphs), or where the settings say it.
         section: Section of the settings to follow: prepare, or transfer for the second data set. Default: prepare.
         endpoint: Address of the store where data is s3://..., such as http://minio.example:9000. Default: what the
@@ -30,8 +30,11 @@ def prepare(
             splits.
     """
     from arnas import config, task
+    from arnas.errors import InvalidInput
     from arnas.stages import prepare
 
+    if section not in ("prepare", "transfer"):
+        raise InvalidInput(f"section = {section!r} describes no data set; give prepare or transfer.")
     task.use_store(endpoint)
     settings = config.load(preset, overrides | ({f"{section}.path": data} if data else {}))
     task.record(images, prepare.run(images.path, getattr(settings, section)))

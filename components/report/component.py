@@ -38,8 +38,11 @@ def report(
         scores: Scores as JSON. Its metadata carries the best model's accuracies, and the versions.
     """
     from arnas import config, task
+    from arnas.errors import InvalidInput
     from arnas.stages import report
 
+    if (transfer_network is None) != (transfer_evaluation is None):
+        raise InvalidInput("transfer_network and transfer_evaluation belong together; give both of them, or neither.")
     figures = report.run(
         html.path,
         scores.path,

@@ -11,7 +11,7 @@ def search(
     preset: str = "cifar10",
     overrides: dict = {},
     seed: str = "",
-    checkpoints: str = "/checkpoints",
+    checkpoints: str = "/tmp/checkpoints",
     endpoint: str = "",
     device: str = "auto",
     gpus: str = "0",
@@ -24,8 +24,8 @@ def search(
             cifar10.
         overrides: Changes of the preset, such as {"search.epochs": 3}; every setting can be changed so. Default: none.
         seed: Seed of every random choice, as text, from 0. Default: none, the settings say it.
-        checkpoints: Where unfinished work is kept: a folder that outlives the task, or s3://BUCKET/PREFIX. A task that
-            was interrupted goes on from there. Default: /checkpoints.
+        checkpoints: Where unfinished work is kept: s3://BUCKET/PREFIX, or a folder of a mounted volume. A task that was
+            interrupted goes on from there. Default: /tmp/checkpoints, which is lost with the pod.
         endpoint: Address of the store where checkpoints are s3://..., such as http://minio.example:9000. Default: what
             the environment says (AWS_ENDPOINT_URL).
         device: What to compute on: auto (a GPU where there is one), cpu, cuda, cuda:N or mps. Default: auto.

@@ -12,7 +12,7 @@ def transfer(
     metrics: dsl.Output[dsl.Metrics],
     preset: str = "cifar10",
     overrides: dict = {},
-    checkpoints: str = "/checkpoints",
+    checkpoints: str = "/tmp/checkpoints",
     endpoint: str = "",
     device: str = "auto",
     gpus: str = "0",
@@ -25,8 +25,8 @@ def transfer(
         preset: Name of a preset of settings (smoke, digits, cifar10-cpu, cifar10), or path of a YAML file. Its sections
             retrain and whitebox are followed. Default: cifar10.
         overrides: Changes of the preset, such as {"retrain.epochs": 3}; every setting can be changed so. Default: none.
-        checkpoints: Where unfinished work is kept: a folder that outlives the task, or s3://BUCKET/PREFIX. A task that
-            was interrupted goes on from there. Default: /checkpoints.
+        checkpoints: Where unfinished work is kept: s3://BUCKET/PREFIX, or a folder of a mounted volume. A task that was
+            interrupted goes on from there. Default: /tmp/checkpoints, which is lost with the pod.
         endpoint: Address of the store where checkpoints are s3://..., such as http://minio.example:9000. Default: what
             the environment says (AWS_ENDPOINT_URL).
         device: What to compute on: auto (a GPU where there is one), cpu, cuda, cuda:N or mps. Default: auto.

@@ -12,7 +12,7 @@ def whitebox(
     preset: str = "cifar10",
     overrides: dict = {},
     shard: str = "1/1",
-    checkpoints: str = "/checkpoints",
+    checkpoints: str = "/tmp/checkpoints",
     endpoint: str = "",
     device: str = "auto",
     gpus: str = "0",
@@ -28,8 +28,8 @@ def whitebox(
             none.
         shard: Share of the samples to attack, such as 2/4; the merge component puts the shares together. Default: 1/1,
             all.
-        checkpoints: Where unfinished work is kept: a folder that outlives the task, or s3://BUCKET/PREFIX. A task that
-            was interrupted goes on from there. Default: /checkpoints.
+        checkpoints: Where unfinished work is kept: s3://BUCKET/PREFIX, or a folder of a mounted volume. A task that was
+            interrupted goes on from there. Default: /tmp/checkpoints, which is lost with the pod.
         endpoint: Address of the store where checkpoints are s3://..., such as http://minio.example:9000. Default: what
             the environment says (AWS_ENDPOINT_URL).
         device: What to compute on: auto (a GPU where there is one), cpu, cuda, cuda:N or mps. Default: auto.

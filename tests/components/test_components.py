@@ -71,6 +71,13 @@ def test_prepare_follows_the_section_and_the_data_that_it_is_given(monkeypatch: 
     assert artifacts["images"].metadata == described(FIGURES)
 
 
+@pytest.mark.parametrize("data", ["", "/data"])
+def test_prepare_refuses_a_section_that_describes_no_data_set(data: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    for section in ("tranfer", "search"):
+        with pytest.raises(InvalidInput, match=f"section = '{section}' describes no data set; give prepare or transf"):
+            call("prepare", monkeypatch, section=section, data=data)
+
+
 def test_prepare_leaves_the_path_of_the_settings_alone_where_no_data_is_given(monkeypatch: pytest.MonkeyPatch) -> None:
     assert call("prepare", monkeypatch)[0].args[1].path is None
 
@@ -178,6 +185,12 @@ def test_report_gathers_everything_with_or_without_a_transfer(
     assert told.kwargs["transfer"] == (("/at/tn", "/at/te") if transferred else None)
     assert told.kwargs["settings"].search.epochs == 3
     assert artifacts["scores"].metadata == described(FIGURES)
+
+
+@pytest.mark.parametrize("given", ["transfer_network", "transfer_evaluation"])
+def test_report_refuses_half_a_transfer(given: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(InvalidInput, match="transfer_network and transfer_evaluation belong together; give both"):
+        call("report", monkeypatch, networks=[], evaluations=[], **{given: artifact("t")})
 
 
 @pytest.mark.parametrize("stage", COMPONENTS)
