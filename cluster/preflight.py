@@ -390,10 +390,14 @@ def retries(cluster: Cluster, needs: Needs) -> Finding:
         return Finding(
             "unknown", f"There is no {name} in {place}", "whether a vanished pod is tried again stands there", mend
         )
-    defaults = yaml.safe_load((found.data or {}).get("workflowDefaults") or "{}")
-    spec = defaults.get("spec") or {}
-    template = spec.get("templateDefaults") or {}
-    strategy = template.get("retryStrategy") or {}
+    try:
+        defaults = yaml.safe_load((found.data or {}).get("workflowDefaults") or "{}")
+        spec = defaults.get("spec") or {}
+        template = spec.get("templateDefaults") or {}
+        strategy = template.get("retryStrategy") or {}
+    except (AttributeError, yaml.YAMLError):
+        what, mend = f"workflowDefaults of {name} is no workflow", f"kubectl -n {place} edit configmap {name}"
+        return Finding("unknown", what, "Argo cannot use it either", mend)
     if strategy.get("retryPolicy") in ("Always", "OnError"):
         return Finding("fine", "A pod that vanishes is tried again")
     template = template | {"retryStrategy": {"limit": "0"} | strategy | {"retryPolicy": "Always"}}

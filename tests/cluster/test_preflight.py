@@ -438,6 +438,16 @@ def test_argos_defaults_of_a_site_stay_when_the_command_is_followed(site, argo):
     assert yaml.safe_load(left) == theirs
 
 
+@pytest.mark.parametrize("text", ["spec: [", "a word", "spec: {templateDefaults: word}"])
+def test_defaults_of_argo_that_are_damaged_are_said_to_be(text, site, argo):
+    name = "workflow-controller-configmap"
+    data = {"workflowDefaults": text}
+    argo.replace_namespaced_config_map(name, "kubeflow", {"metadata": {"name": name}, "data": data})
+    finding = site.look()["retries"]
+    argo.replace_namespaced_config_map(name, "kubeflow", {"metadata": {"name": name}, "data": DEFAULTS})
+    assert finding.what == "workflowDefaults of workflow-controller-configmap is no workflow"
+
+
 # --------------------------------------------------------------------------------------------- what cannot be known
 
 
