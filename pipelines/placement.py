@@ -112,7 +112,9 @@ class Retries(_Model):
         """Argo multiplies without end, so a last wait that is too long is refused here."""
         last = max(self.waits(), default=0)
         if last > self.longest:
-            raise ValueError(f"the last wait would be of {last} s, above the longest; lower count, wait or factor")
+            raise ValueError(
+                f"the last wait would be of {last} s, above the longest; lower count, wait or factor, or raise longest"
+            )
         return self
 
     def waits(self) -> list[int]:

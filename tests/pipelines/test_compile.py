@@ -52,7 +52,7 @@ def test_images_are_tagged_with_the_version_and_nothing_is_installed_at_run_time
 
 
 def test_a_site_compiles_its_own_image_and_placement_elsewhere(tmp_path: Path) -> None:
-    (tmp_path / "my.yaml").write_text("gpu_pool: {pool: big}\nretries: {count: 9}\n")
+    (tmp_path / "my.yaml").write_text("gpu_pool: {pool: big}\nretries: {count: 7}\n")
     image = "registry.example.org/arnas:0.1.0"
     options = ["--image", image, "--placement", str(tmp_path / "my.yaml"), "--output", str(tmp_path / "out")]
     assert main(["compile", *options]) == 0
@@ -62,7 +62,7 @@ def test_a_site_compiles_its_own_image_and_placement_elsewhere(tmp_path: Path) -
     _, specification, _ = next(specs(tmp_path / "out"))
     assert specification["root"]["inputDefinitions"]["parameters"]["gpu_pool"]["defaultValue"] == {"pool": "big"}
     tasks = specification["root"]["dag"]["tasks"].values()
-    assert {task["retryPolicy"]["maxRetryCount"] for task in tasks if "retryPolicy" in task} == {9}
+    assert {task["retryPolicy"]["maxRetryCount"] for task in tasks if "retryPolicy" in task} == {7}
 
 
 @pytest.mark.parametrize(
