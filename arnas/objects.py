@@ -30,11 +30,15 @@ from minio.helpers import check_bucket_name
 from arnas.errors import InvalidInput, Unreachable
 
 #: Seconds without an answer after which a try has failed, and bytes of an object that are sent in that time at least
-TIMEOUT = 30.0
+TIMEOUT = 20.0
 PART = 16 * 2**20
 
 #: Answers with a status below 500 that another try may change: the request or its body was damaged on the way
 _DAMAGED_ON_THE_WAY = ("RequestTimeout", "IncompleteBody", "BadDigest", "XAmzContentSHA256Mismatch")
+
+#: Answers to credentials that are wrong, or that were replaced
+_WRONG_KEYS = ("InvalidAccessKeyId", "SignatureDoesNotMatch")
+_WRONG_TOKEN = ("ExpiredToken", "ExpiredTokenException", "InvalidToken", "InvalidTokenId")
 
 #: An upload of a folder begins by writing this, and ends by removing it
 _UNFINISHED = ".unfinished"
@@ -102,7 +106,7 @@ class Bucket:
             check_bucket_name(self.name, strict=True)
         except ValueError as error:
             raise InvalidInput(f"{place} names no bucket ({error}); write s3://BUCKET/PREFIX.") from None
-        self._client, self.endpoint = _connect()
+        self._client, self.endpoint, self._keys = _connect()
 
     def make(self) -> bool:
         """Make the bucket if there is none; returns whether there was none."""
@@ -211,6 +215,8 @@ class Bucket:
                 result = request()
             except (MinioException, urllib3.exceptions.HTTPError, ParseError) as error:
                 reason = _passing(error)
+                if reason is None and self._renewed(error):
+                    continue
                 if reason is None:
                     raise self._refusal(error) from None
             else:
@@ -235,12 +241,30 @@ class Bucket:
                 )
             time.sleep(min(0.1, until - now))
 
+    def _renewed(self, error: Exception) -> bool:
+        """Whether credentials that are refused have been replaced meanwhile, as a mounted secret can be."""
+        if _answer(error)[0] not in (*_WRONG_KEYS, *_WRONG_TOKEN) or _credentials() == self._keys:
+            return False
+        self._client, self.endpoint, self._keys = _connect()
+        return True
+
     def _refusal(self, error: Exception) -> InvalidInput:
         code, _ = _answer(error)
         if code == "NoSuchBucket":
             return InvalidInput(f"There is no bucket {self.name} at {self.endpoint}; make it, or name another.")
-        if code in ("InvalidAccessKeyId", "SignatureDoesNotMatch"):
+        if code in _WRONG_KEYS:
             return InvalidInput(f"{self.endpoint} does not accept the credentials; mend {_source()}.")
+        if code in _WRONG_TOKEN:
+            return InvalidInput(
+                f"{self.endpoint} does not accept the session token, or no longer ({code}); renew AWS_SESSION_TOKEN "
+                "and the keys that belong to it."
+            )
+        if code == "RequestTimeTooSkewed":
+            return InvalidInput(
+                f"The clocks of this machine and of {self.endpoint} differ too much ({code}); mend the wrong one."
+            )
+        if code.endswith("QuotaExceeded"):
+            return InvalidInput(f"The quota for {self.place} is used up ({code}); raise it, or remove what is old.")
         if code in ("AccessDenied", "AllAccessDisabled"):
             return InvalidInput(
                 f"{self.endpoint} denies access to {self.place}; these credentials need the right to list, read, write "
@@ -375,15 +399,18 @@ class _Progress:
             _say(f"{self.what}: {self.done / 1e6:.1f} of {self.total / 1e6:.1f} MB.")
 
 
-def _connect() -> tuple[Minio, str]:
-    """A client made from the environment, and the store's address for messages."""
+_Keys = tuple[str, str, str | None, str]
+
+
+def _connect() -> tuple[Minio, str, _Keys]:
+    """A client made from the environment, the store's address for messages, and the credentials."""
     address = urlsplit(os.environ.get("AWS_ENDPOINT_URL", ""))
     if address.scheme not in ("http", "https") or not address.hostname or address.username or address.path.strip("/"):
         raise InvalidInput(
             "A place in a bucket needs AWS_ENDPOINT_URL, the address of the store without user, password or path, "
             "such as http://minio.arnas:9000."
         )
-    access_key, secret_key, token, authority = _credentials()
+    access_key, secret_key, token, authority = keys = _credentials()
     secure = address.scheme == "https"
     http = urllib3.PoolManager(
         timeout=urllib3.Timeout(TIMEOUT),
@@ -395,10 +422,10 @@ def _connect() -> tuple[Minio, str]:
         client = Minio(address.netloc, access_key, secret_key, token, secure, region, http_client=http)
     except ValueError as error:
         raise InvalidInput(f"AWS_ENDPOINT_URL or AWS_REGION cannot be used: {error}.") from None
-    return client, f"{address.scheme}://{address.netloc}"
+    return client, f"{address.scheme}://{address.netloc}", keys
 
 
-def _credentials() -> tuple[str, str, str | None, str]:
+def _credentials() -> _Keys:
     """Access key, secret key, session token, and the file of a private CA ("" for the public ones)."""
     authority = os.environ.get("AWS_CA_BUNDLE", "")
     if not (folder := os.environ.get("ARNAS_S3_SECRET")):

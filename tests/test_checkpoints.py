@@ -7,8 +7,10 @@ import threading
 import time
 from pathlib import Path
 
+import minio_server
 import pytest
 import torch
+import urllib3
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -203,8 +205,8 @@ while True:
 """
 
 
-def writer(place, size=200_000):
-    command = [sys.executable, "-c", WRITER, str(place), KEY, str(size)]
+def writer(place, size=200_000, before=""):
+    command = [sys.executable, "-c", before + WRITER, str(place), KEY, str(size)]
     return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
 
 
@@ -222,41 +224,40 @@ def test_a_writer_killed_at_any_moment_leaves_a_whole_checkpoint(place):
         assert state["number"] >= seen and whole(state, 200_000)
 
 
-def wait_for_an_upload(server, before=frozenset()):
-    deadline = time.monotonic() + 60
-    while not server.parts() - before:
-        assert time.monotonic() < deadline
-        time.sleep(0.001)
-
-
-def test_a_writer_killed_amid_an_upload_leaves_what_was_there(bucket, minio):
-    size = 40_000_000  # ten parts
+def test_a_writer_killed_amid_an_upload_leaves_what_was_there(bucket):
     CheckpointStore(bucket).save(KEY, {"number": 0, "weight": torch.zeros(100)})
-    names, parts = kept(bucket), minio.parts()
-    with writer(bucket, size) as process:
-        wait_for_an_upload(minio, parts)
-        process.kill()
+    names = kept(bucket)
+    with writer(bucket, 10_000_000, minio_server.DIES_AMID_AN_UPLOAD) as process:  # three parts
+        assert process.stdout.read() == ""
+    assert process.returncode == -signal.SIGKILL
     assert kept(bucket) == names
     assert CheckpointStore(bucket).load(KEY)["number"] == 0
 
 
-def test_a_server_killed_amid_uploads_loses_nothing(own_minio):
+def test_a_server_killed_amid_uploads_loses_nothing(own_minio, monkeypatch, capfd):
     size, place = 10_000_000, "s3://bucket/prefix"
     store = CheckpointStore.open(place)
+    send, killers = urllib3.PoolManager.urlopen, []
 
-    def kill():
-        wait_for_an_upload(own_minio)
+    def restart():
         own_minio.kill()
         own_minio.start()
 
+    def killing(self, method, url, **more):
+        if "partNumber=2" in url and len(killers) == number:
+            own_minio.freeze()  # so that it dies while the part is on its way, however fast both are
+            killers.append(threading.Timer(0.2, restart))
+            killers[-1].start()
+        return send(self, method, url, **more)
+
+    monkeypatch.setattr(urllib3.PoolManager, "urlopen", killing)
     for number in range(3):
-        killer = threading.Thread(target=kill)
-        killer.start()
         store.save(KEY, {"number": number, "weight": torch.full((size,), float(number))})
-        killer.join()
+        killers[number].join()
         state = CheckpointStore(place).load(KEY)
         assert state["number"] == number and whole(state, size)
     assert len(kept(place)) == 1
+    assert capfd.readouterr().err.count("answers again") == 3
 
 
 def test_two_writers_and_a_reader_at_once_see_whole_states_and_agree(place):
@@ -361,6 +362,20 @@ def test_a_process_that_is_asked_to_stop_does_not_wait_for_a_store_that_is_away(
     own_minio.start()
     assert CheckpointStore("s3://bucket/prefix").load(KEY) == {"step": 0}
     assert not store.hurried
+
+
+def test_a_process_that_is_asked_to_stop_asks_a_store_that_hangs_no_more(own_minio, monkeypatch, capfd):
+    monkeypatch.setattr(checkpoints, "LAST_PATIENCE", 1.0)
+    monkeypatch.setattr(objects, "TIMEOUT", 2.0)
+    store = CheckpointStore.open("s3://bucket/prefix")
+    capfd.readouterr()
+    own_minio.freeze()
+    with pytest.raises(Interrupted) as left, Keeper(store, KEY, "search") as keeper:
+        os.kill(os.getpid(), signal.SIGTERM)
+        keeper.offer(lambda: {"step": 1})
+    said = capfd.readouterr().err
+    assert said.count(" is away (no answer in time)") == 1  # patience ended with the one request under way
+    assert left.value.code == 128 + signal.SIGTERM and "its last steps could not be saved" in said
 
 
 def test_a_store_that_stays_away_ends_the_stage(own_minio, monkeypatch):
