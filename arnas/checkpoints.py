@@ -4,7 +4,8 @@ A state is a nest of dicts, lists, numbers, strings and tensors; it is stored as
 carries the nest as JSON, so nothing is ever unpickled. Files live in a folder, or as objects in a bucket.
 
 What is removed: the earlier states of a key when a later one is whole; and when a stage opens a store, states that were
-written more than `KEPT_DAYS` ago, and in a folder what killed writers left half written.
+written more than `KEPT_DAYS` ago, in a bucket what abandoned TrainJobs left, and in a folder what killed writers left
+half written.
 """
 
 import json
@@ -35,6 +36,9 @@ DAY = 24 * 3600
 
 #: A digest, as the names of checkpoints are made of: whatever else lies at the place is left alone
 KEY = "[0-9a-f]{64}"
+
+#: What a TrainJob and its task hand each other (cluster/trainjob.py)
+_HANDED = "arnas-retrain-[0-9a-f]{12}/.+"
 
 #: Seconds that an outage of the bucket is waited for when the process was asked to stop; Kubernetes kills after 30
 LAST_PATIENCE = 10.0
@@ -187,7 +191,8 @@ class _BucketShelf:
 
     def open(self) -> None:
         self.bucket.probe()
-        for name, entry in self._states().items():
+        handed = {name: entry for name, entry in self.bucket.list().items() if re.fullmatch(_HANDED, name)}
+        for name, entry in (self._states() | handed).items():
             if time.time() - entry.modified.timestamp() > KEPT_DAYS * DAY:
                 self.bucket.remove(name)
 

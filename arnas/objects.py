@@ -40,7 +40,7 @@ _DAMAGED_ON_THE_WAY = ("RequestTimeout", "IncompleteBody", "BadDigest", "XAmzCon
 _WRONG_KEYS = ("InvalidAccessKeyId", "SignatureDoesNotMatch")
 _WRONG_TOKEN = ("ExpiredToken", "ExpiredTokenException", "InvalidToken", "InvalidTokenId")
 
-#: An upload of a folder begins by writing this, and ends by removing it
+#: An upload of a folder, and its removal, begins by writing this and ends by removing it
 _UNFINISHED = ".unfinished"
 
 Result = TypeVar("Result")
@@ -343,9 +343,11 @@ def require_free(place: str | Path) -> None:
 
 
 def remove(place: str | Path) -> None:
-    """Remove all that lies below a place in a bucket."""
+    """Remove all that lies below a place in a bucket; what is left when that is cut off counts as unfinished."""
     bucket = Bucket(place)
-    for name in bucket.list():
+    names = bucket.list().keys() - {_UNFINISHED}
+    bucket.put(_UNFINISHED, b"")
+    for name in (*names, _UNFINISHED):
         bucket.remove(name)
 
 

@@ -1,7 +1,7 @@
 """Retraining over several nodes: a TrainJob of Kubeflow Trainer 2 that is made, followed and removed.
 
-The nodes get their inputs from the bucket of the checkpoints, run `arnas retrain`, and leave the model there. Which
-image, secrets, volumes and rights they have says the TrainingRuntime: manifests/components/trainer.
+The nodes get their inputs from the bucket of the checkpoints, run `arnas retrain`, and leave the model there. What else
+they have (pool, memory, volumes, rights) says the TrainingRuntime: manifests/components/trainer.
 """
 
 import json
@@ -9,8 +9,8 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -44,21 +44,24 @@ def retrain(
     gpus: int,
     accelerator: str,
     runtime: str,
+    secret: str,
 ) -> dict[str, Any]:
     """As `arnas.stages.retrain.run`, on several nodes.
 
     The TrainJob is named by the digest of what is asked: a retry joins one that runs, replaces one that failed, and
-    fetches what one has finished.
+    fetches what one has finished. Its owner is this task's pod: when that is removed, so is the TrainJob.
 
     Args:
         images, output, genotype: As in the stage.
         name: Which of the settings' models to train.
         preset, overrides: The settings; a preset of the package.
-        checkpoints: s3://BUCKET/PREFIX, as the nodes reach it with the runtime's credentials.
+        checkpoints: s3://BUCKET/PREFIX, as the nodes reach it with the secret's keys.
         nodes: How many, from 1.
         gpus: Of each node, one process on each; 0 for one process on the CPU.
         accelerator: Name of the GPUs as a resource, such as nvidia.com/gpu.
         runtime: Name of the TrainingRuntime, in the namespace of this pod.
+        secret: Name of the Kubernetes secret there with the store's `accesskey` and `secretkey`; "" where the runtime
+            gives the nodes their credentials.
 
     Returns:
         As the stage.
@@ -77,7 +80,7 @@ def retrain(
         "images": artifacts.read(images, "image_set")["digest"],
         "genotype": artifacts.file_digest(Path(genotype)) if genotype else None,
         "settings": [name, preset, dict(overrides)],
-        "placed": [checkpoints, nodes, gpus, accelerator, runtime],
+        "placed": [checkpoints, nodes, gpus, accelerator, runtime, secret],
     }
     title = f"arnas-retrain-{artifacts.digest(asked)[:12]}"
     place = f"{checkpoints.rstrip('/')}/{title}"
@@ -93,31 +96,38 @@ def retrain(
         if overrides:
             words += ["--set", *(f"{key}={json.dumps(value)}" for key, value in overrides.items())]
         command = ["python3", "-m", "arnas.cli", "retrain", f"{place}/images", f"{place}/model", *words]
-        trainer.run(job(title, command, nodes, gpus, accelerator, runtime, trainer.own_image()))
+        trainer.run(job(title, command, nodes, gpus, accelerator, runtime, secret, trainer.own_pod()))
     with artifacts.publish(output) as folder:
         folder.mkdir()
         objects.download(f"{place}/model", folder)
-    body = artifacts.read(output, "model")
+        body = artifacts.read(folder, "model")
     trainer.remove(title)
-    objects.remove(place)
+    for part in ("model", "images", ""):  # killed in between, a retry finds each whole, or knows that it is not
+        objects.remove(f"{place}/{part}")
     return summary(body)
 
 
 def job(
-    name: str, command: list[str], nodes: int, gpus: int, accelerator: str, runtime: str, image: str | None
+    name: str, command: list[str], nodes: int, gpus: int, accelerator: str, runtime: str, secret: str, pod: Any = None
 ) -> dict[str, Any]:
-    """The TrainJob as an object; without an image, the nodes run the runtime's."""
+    """The TrainJob as an object; a task's pod gives the nodes its image, and takes them along when it is removed."""
     trainer: dict[str, Any] = {"numNodes": nodes, "numProcPerNode": max(gpus, 1), "command": command}
-    told = ("AWS_ENDPOINT_URL", "AWS_REGION", "ARNAS_S3_PATIENCE")  # no secrets: the runtime has them
+    told = ("AWS_ENDPOINT_URL", "AWS_REGION", "ARNAS_S3_PATIENCE")  # no secrets: the nodes read those themselves
     trainer["env"] = [{"name": key, "value": os.environ[key]} for key in told if os.environ.get(key)]
+    if secret:
+        for variable, key in (("AWS_ACCESS_KEY_ID", "accesskey"), ("AWS_SECRET_ACCESS_KEY", "secretkey")):
+            trainer["env"] += [{"name": variable, "valueFrom": {"secretKeyRef": {"name": secret, "key": key}}}]
     if gpus:
         trainer["resourcesPerNode"] = {"limits": {accelerator: str(gpus)}}
-    if image:
-        trainer["image"] = image
+    metadata: dict[str, Any] = {"name": name, "labels": {"app.kubernetes.io/part-of": "arnas"}}
+    if pod:
+        trainer["image"] = next(container.image for container in pod.spec.containers if container.name == "main")
+        owner = {"apiVersion": "v1", "kind": "Pod", "name": pod.metadata.name, "uid": pod.metadata.uid}
+        metadata["ownerReferences"] = [owner]
     return {
         "apiVersion": f"{GROUP}/{VERSION}",
         "kind": "TrainJob",
-        "metadata": {"name": name, "labels": {"app.kubernetes.io/part-of": "arnas"}},
+        "metadata": metadata,
         "spec": {"runtimeRef": {"apiGroup": GROUP, "kind": "TrainingRuntime", "name": runtime}, "trainer": trainer},
     }
 
@@ -140,7 +150,7 @@ class Trainer:
         return cls(pods.connect(), account.read_text() if account.exists() else kubeflow.NAMESPACE)
 
     def run(self, wanted: Mapping[str, Any]) -> None:
-        """Make a TrainJob, or join it if it is there and has not failed; return when it is complete.
+        """Make a TrainJob, or join it if it is there and goes on; return when it is complete.
 
         Raises:
             InvalidInput: The cluster refuses it.
@@ -158,44 +168,28 @@ class Trainer:
 
     def remove(self, name: str) -> None:
         """Delete a TrainJob, if it is there; it is gone when its nodes are, which save their state before."""
-        from kubernetes.client import ApiException
+        self._jobs("delete", name, propagation_policy="Foreground")
 
-        try:
-            self._jobs("delete", name, propagation_policy="Foreground")
-        except ApiException as error:
-            if error.status != 404:
-                raise self._refusal(error) from None
-
-    def own_image(self) -> str | None:
-        """The image that this task itself runs in, if Kubeflow tells which pod that is."""
-        from kubernetes.client import ApiException
-
-        if pod := os.environ.get("KFP_POD_NAME"):
-            try:
-                found = self._core().read_namespaced_pod(pod, self.namespace, _request_timeout=TIMEOUT)
-                return next(str(container.image) for container in found.spec.containers if container.name == "main")
-            except (ApiException, StopIteration):
-                _say(f"cannot look at pod {pod}; the nodes run the runtime's image.")
-        return None
+    def own_pod(self) -> Any:
+        """The pod of this task; None where Kubeflow does not tell which that is."""
+        if not (pod := os.environ.get("KFP_POD_NAME")):
+            return None
+        return self._asked(
+            lambda: self._core().read_namespaced_pod(pod, self.namespace, _request_timeout=TIMEOUT), absent=404
+        )
 
     def _begin(self, wanted: Mapping[str, Any]) -> None:
-        from kubernetes.client import ApiException
-
-        name = wanted["metadata"]["name"]
-        before = self._state(name)
-        if before is not None and _condition(before, "Failed"):
-            _say(f"TrainJob {name} had failed; it is begun anew and goes on from its checkpoint.")
+        name, said = wanted["metadata"]["name"], False
+        while (before := self._state(name)) is not None:
+            if not _is_over(before):
+                _say(f"TrainJob {name} is there already; this task joins it.")
+                return
+            if not said:
+                _say(f"TrainJob {name} is over; it is removed and begun anew, from its last checkpoint.")
+            said = True
             self.remove(name)
-            while self._state(name) is not None:
-                time.sleep(PAUSE)
-        elif before is not None:
-            _say(f"TrainJob {name} is there already; this task joins it.")
-            return
-        try:
-            self._jobs("create", wanted, field_validation="Strict")
-        except ApiException as error:
-            if json.loads(error.body or "{}").get("reason") != "AlreadyExists":  # made by a twin of this task
-                raise self._refusal(error) from None
+            time.sleep(PAUSE)
+        self._jobs("create", wanted, field_validation="Strict")
         _say(f"TrainJob {name} is made; kubectl -n {self.namespace} describe trainjob {name} tells more.")
 
     def _follow(self, name: str, nodes: int) -> None:
@@ -216,23 +210,8 @@ class Trainer:
             time.sleep(PAUSE)
 
     def _state(self, name: str) -> Any:
-        """The TrainJob as it is, or None; an API server that is away for a while is waited for."""
-        from kubernetes.client import ApiException
-        from urllib3.exceptions import HTTPError
-
-        while True:
-            try:
-                return self._jobs("get", name)
-            except ApiException as error:
-                if error.status == 404 and "page not found" not in str(error.body):
-                    return None
-                if error.status < 500 and error.status != 429:
-                    raise self._refusal(error) from None
-                reason = error.reason
-            except HTTPError as error:
-                reason = type(error).__name__
-            _say(f"the cluster does not answer ({reason}); the nodes go on, and so does this task when it does.")
-            time.sleep(PAUSE)
+        """The TrainJob as it is, or None."""
+        return self._jobs("get", name)
 
     def _progress(self, name: str, state: Mapping[str, Any], nodes: int) -> str:
         if suspended := _condition(state, "Suspended"):
@@ -249,23 +228,24 @@ class Trainer:
         if not failed:
             return f"{why}, and its pods are gone; what they said is where the cluster keeps old logs."
         first = min(failed, key=_ended)
-        log = pods.log_end(self._core(), self.namespace, first.metadata.name, CONTAINER)
+        log = self._asked(lambda: pods.log_end(self._core(), self.namespace, first.metadata.name, CONTAINER))
         return "\n".join([f"{why} in pod {first.metadata.name}: {pods.why(first)}.", *log])
 
     def _nodes(self, name: str) -> list[Any]:
         """The job's pods."""
         selector = f"jobset.sigs.k8s.io/jobset-name={name}"
-        found = self._core().list_namespaced_pod(self.namespace, label_selector=selector, _request_timeout=TIMEOUT)
-        return list(found.items)
+        ask = self._core().list_namespaced_pod
+        return list(self._asked(lambda: ask(self.namespace, label_selector=selector, _request_timeout=TIMEOUT)).items)
 
     def _refusal(self, error: Any) -> InvalidInput:
-        said = " ".join(str(error.body or error.reason).split())
-        if "page not found" in said:
+        if _is_unknown(error):
             return InvalidInput(
                 f"The cluster knows no TrainJob ({GROUP}/{VERSION}); install Kubeflow Trainer 2, or use one node."
             )
-        if said.startswith("{"):
+        said = str(error.body or error.reason)
+        with suppress(ValueError, KeyError):  # a proxy may answer in its own words
             said = json.loads(said)["message"]
+        said = " ".join(said.split()).rstrip(".")
         if error.status == 403:
             said = f"{said}; manifests/components/trainer holds the rights that are needed"
         return InvalidInput(f"The cluster refuses the TrainJob: {said}.")
@@ -276,11 +256,33 @@ class Trainer:
         return client.CoreV1Api(self.api)
 
     def _jobs(self, verb: str, what: Any, **more: Any) -> Any:
-        """Call an operation on TrainJobs."""
+        """Call an operation on TrainJobs; None where the job is not there, or one to be made is there already."""
         from kubernetes import client
 
         operation = getattr(client.CustomObjectsApi(self.api), f"{verb}_namespaced_custom_object")
-        return operation(GROUP, VERSION, self.namespace, PLURAL, what, _request_timeout=TIMEOUT, **more)
+        return self._asked(
+            lambda: operation(GROUP, VERSION, self.namespace, PLURAL, what, _request_timeout=TIMEOUT, **more),
+            absent=409 if verb == "create" else 404,  # a twin of this task may have made it
+        )
+
+    def _asked(self, call: Callable[[], Any], absent: int = 0) -> Any:
+        """What the API server answers, None at the status `absent`; a server that is away for a while is waited for."""
+        from kubernetes.client import ApiException
+        from urllib3.exceptions import HTTPError
+
+        while True:
+            try:
+                return call()
+            except ApiException as error:
+                if error.status == absent and not _is_unknown(error):
+                    return None
+                if error.status < 500 and error.status != 429:
+                    raise self._refusal(error) from None
+                reason = error.reason
+            except HTTPError as error:
+                reason = type(error).__name__
+            _say(f"the cluster does not answer ({reason}); the nodes go on, and so does this task when it does.")
+            time.sleep(PAUSE)
 
 
 def _require(name: str, preset: str, overrides: Mapping[str, Any], checkpoints: str, nodes: int, gpus: int) -> None:
@@ -303,6 +305,17 @@ def _condition(state: Mapping[str, Any], kind: str) -> Mapping[str, Any] | None:
     """A condition of the job's status, if it is true."""
     conditions = state.get("status", {}).get("conditions", [])
     return next((each for each in conditions if each["type"] == kind and each["status"] == "True"), None)
+
+
+def _is_over(state: Mapping[str, Any]) -> bool:
+    """Whether the job will not train any more: it has ended, or is being deleted."""
+    ended = _condition(state, "Complete") or _condition(state, "Failed")
+    return bool(ended) or "deletionTimestamp" in state["metadata"]
+
+
+def _is_unknown(error: Any) -> bool:
+    """Whether the API server does not know this kind of object."""
+    return "page not found" in str(error.body)
 
 
 def _ended(pod: Any) -> str:

@@ -181,13 +181,20 @@ README = """\
 
 The loop at the end is for pods: the user for namespaces of pod security `restricted`, the secret (here that of a stock
 KFP) for the store, where work that was interrupted goes on from. {gpu}[docs/reuse.md](../../docs/reuse.md) says more.
-
+{trainer}
 Generated from [component.py](component.py) by `make generate`.
 """
 
 GPU = """\
 For a GPU give `gpus="1"` in the call, and
 `task.set_accelerator_type("nvidia.com/gpu").set_accelerator_limit(1)`. """
+
+TRAINER = """
+Besides, the namespace needs the runtime and its rights (`kubectl apply -k manifests/components/trainer`), the run the
+account that has them (`create_run_from_pipeline_package(..., service_account="arnas-runner")`), and the nodes the
+store's keys, from `secret`: `"arnas-s3"` with `endpoint="http://minio.arnas:9000"` where the store is that of our
+manifests. [docs/multi-gpu.md](../../docs/multi-gpu.md) tells the rest.
+"""
 
 
 def readme(file: Path) -> str:
@@ -202,6 +209,7 @@ def readme(file: Path) -> str:
         outputs=_table("Outputs", ["output", "type", "what it is"], _rows(spec["root"]["outputDefinitions"])),
         example=example(stage),
         gpu=GPU if "gpus" in inputs.get("parameters", {}) else "",
+        trainer=TRAINER if stage == "trainjob" else "",
     )
 
 

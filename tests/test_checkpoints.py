@@ -166,6 +166,18 @@ def test_states_that_are_old_are_removed_when_a_store_is_opened_and_nothing_else
     assert len(kept(place)) == 1 and kept(place)[0].startswith("no-digest")
 
 
+def test_what_an_abandoned_trainjob_left_in_a_bucket_is_removed_with_the_old_states(bucket, monkeypatch):
+    files = ["arnas-retrain-0123456789ab/images/artifact.json", "arnas-retrain-0123456789ab/genotype.json"]
+    others = ["arnas-retrain-mine/images", "of/arnas-retrain-0123456789ab/images"]
+    for name in (*files, *others):
+        objects.Bucket(bucket).put(name, b"")
+    CheckpointStore.open(bucket)
+    assert len(objects.Bucket(bucket).list()) == 4
+    monkeypatch.setattr(checkpoints, "KEPT_DAYS", -1)
+    CheckpointStore.open(bucket)
+    assert list(objects.Bucket(bucket).list()) == others
+
+
 def test_what_a_killed_writer_left_in_a_folder_is_removed_after_a_day(tmp_path):
     for name, age in {"new": 0, "old": 2}.items():
         (tmp_path / f".{KEY}.safetensors.{name}").mkdir()

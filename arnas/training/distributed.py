@@ -20,14 +20,14 @@ import torch
 from torch import Tensor, distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from arnas import runtime
+from arnas import objects, runtime
 from arnas.checkpoints import Keeper
 from arnas.errors import Diverged, Interrupted, InvalidInput, ProcessLost, Unreachable
 
 Result = TypeVar("Result")
 
-#: How long a process waits for the others; one of them may be sitting out an outage of the store of checkpoints
-PATIENCE = timedelta(minutes=30)
+#: Seconds that a process waits for the others, at least
+PATIENCE = 1800.0
 
 
 def launch(stage: str, processes: int, function: Callable[..., Result], *arguments: Any) -> Result:
@@ -56,6 +56,8 @@ def launch(stage: str, processes: int, function: Callable[..., Result], *argumen
 
     alone = ["--rdzv-backend=c10d", "--rdzv-endpoint=localhost:0", "--rdzv-id=arnas", "--local-addr=localhost"]
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    told = os.environ.get("OMP_NUM_THREADS")
+    os.environ["OMP_NUM_THREADS"] = str(max(1, torch.get_num_threads() // processes))  # torchrun would make it 1
     logging.disable(logging.ERROR)  # the launcher's account of what is raised below
     try:
         with tempfile.TemporaryDirectory() as folder:
@@ -73,13 +75,16 @@ def launch(stage: str, processes: int, function: Callable[..., Result], *argumen
             raise Interrupted(stage, failure.exitcode - 128, saved=None) from None
         if failure.exitcode < 0:
             raise ProcessLost(stage, number, processes * nodes(), failure.signal_name()) from None
-        kind, _, sentence = failure.error_file_data["message"]["message"].partition(": ")
+        said = failure.error_file_data["message"]  # a dictionary, if the process lived to write it
+        kind, _, sentence = said["message"].partition(": ") if isinstance(said, dict) else ("", "", "")
         for known in (InvalidInput, Diverged, Unreachable):
             if kind == known.__name__:
                 raise known(sentence) from None
         raise
     finally:
         logging.disable(logging.NOTSET)
+        os.environ.pop("OMP_NUM_THREADS")
+        os.environ.update({"OMP_NUM_THREADS": told} if told else {})
         for number, handler in handlers.items():
             signal.signal(number, handler)
 
@@ -110,14 +115,13 @@ def joined(device: torch.device) -> Iterator[torch.device]:
     if not launched():
         yield device
         return
-    local, beside = int(os.environ["LOCAL_RANK"]), int(os.environ["LOCAL_WORLD_SIZE"])
     if device.type == "cuda":
-        runtime.prepare(f"cuda:{local}", beside)
+        local = int(os.environ["LOCAL_RANK"])
+        runtime.prepare(f"cuda:{local}", int(os.environ["LOCAL_WORLD_SIZE"]))
         device = torch.device("cuda", local)
         torch.cuda.set_device(device)
-    else:
-        torch.set_num_threads(max(1, torch.get_num_threads() // beside))
-    distributed.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=PATIENCE)
+    timeout = max(PATIENCE, objects.patience() + 600)  # one of them may be sitting out an outage of the store
+    distributed.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=timedelta(seconds=timeout))
     try:
         with ExitStack() as stack:
             if rank():

@@ -18,11 +18,12 @@ def trainjob(
     gpus_per_node: int = 1,
     accelerator: str = "nvidia.com/gpu",
     runtime: str = "arnas",
+    secret: str = "mlpipeline-minio-artifact",
 ):
     """Retrain over several nodes, as a TrainJob of Kubeflow Trainer 2; but for rounding, the network is retrain's.
 
-    This task itself needs no GPU: it starts the TrainJob, follows it, deletes it when it is stopped, and fetches the
-    network. The effective batch, schedule and seeds are those of one GPU.
+    This task itself needs no GPU: it starts the TrainJob, follows it, and fetches the network; a retry joins the same
+    TrainJob, which goes when the task's pod is removed. The effective batch, schedule and seeds are those of one GPU.
 
     Args:
         images: Image set, as written by the prepare component.
@@ -39,6 +40,8 @@ def trainjob(
         gpus_per_node: GPUs of each node, from 0; nodes without one train on their CPU. Default: 1.
         accelerator: Name of the GPUs as a resource, such as nvidia.com/gpu or amd.com/gpu. Default: nvidia.com/gpu.
         runtime: Name of the TrainingRuntime in this namespace (manifests/components/trainer). Default: arnas.
+        secret: Name of the Kubernetes secret in this namespace with the store's accesskey and secretkey, for the nodes;
+            empty: the runtime gives them. Default: mlpipeline-minio-artifact, that of a stock KFP.
 
     Returns:
         network: Trained model with its history. Its metadata carries the digests, seed, versions and accuracies.
@@ -60,5 +63,6 @@ def trainjob(
         gpus=gpus_per_node,
         accelerator=accelerator,
         runtime=runtime,
+        secret=secret,
     )
     task.record(network, figures, metrics)

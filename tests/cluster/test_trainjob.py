@@ -8,6 +8,8 @@ import sys
 import threading
 import time
 from contextlib import contextmanager
+from functools import partial
+from itertools import count
 from pathlib import Path
 
 import pytest
@@ -17,8 +19,9 @@ from kubernetes import client, config
 from manifests.conftest import define
 from manifests.rendered import objects as rendered
 from safetensors.torch import load_file
+from urllib3.exceptions import NewConnectionError
 
-from arnas import objects
+from arnas import artifacts, objects
 from arnas.checkpoints import CheckpointStore
 from arnas.config import load
 from arnas.errors import Interrupted, InvalidInput
@@ -59,12 +62,12 @@ def trainer(cluster, namespace, monkeypatch):
 
 
 def collect_garbage(trainer, ended):
-    """What Kubernetes' garbage collector does with a job whose nodes are gone."""
+    """What Kubernetes' garbage collector does with a job whose nodes are gone; those of a held one are not yet."""
     api = client.CustomObjectsApi(trainer.api)
     place = (trainjob.GROUP, trainjob.VERSION, trainer.namespace, trainjob.PLURAL)
     while not ended.wait(0.3):
         for job in api.list_namespaced_custom_object(*place)["items"]:
-            if "deletionTimestamp" in job["metadata"]:
+            if "deletionTimestamp" in job["metadata"] and "held" not in job["metadata"].get("annotations", {}):
                 api.patch_namespaced_custom_object(*place, job["metadata"]["name"], {"metadata": {"finalizers": None}})
 
 
@@ -75,8 +78,15 @@ def require_gone(trainer, name):
         time.sleep(0.1)
 
 
-def wanted(name="job", nodes=2, gpus=4):
-    return trainjob.job(name, COMMAND, nodes, gpus, "nvidia.com/gpu", "arnas", "registry.example.org/arnas:1")
+def wanted(name="job", nodes=2, gpus=4, pod=None):
+    return trainjob.job(name, COMMAND, nodes, gpus, "nvidia.com/gpu", "arnas", "mlpipeline-minio-artifact", pod)
+
+
+def hold(trainer, name, held):
+    """Whether the nodes of a job that is being deleted take their time."""
+    place = (trainjob.GROUP, trainjob.VERSION, trainer.namespace, trainjob.PLURAL, name)
+    change = {"metadata": {"annotations": {"held": "yes" if held else None}}}
+    client.CustomObjectsApi(trainer.api).patch_namespaced_custom_object(*place, change)
 
 
 def set_condition(trainer, name, kind, message):
@@ -134,20 +144,118 @@ def when_made(trainer, name):
     return state
 
 
-def test_the_api_server_takes_the_job_and_a_second_task_joins_it(trainer, capsys):
+def when_made_anew(trainer, name, before):
+    while (state := trainer._state(name)) is None or state["metadata"]["uid"] == before:
+        time.sleep(0.1)
+
+
+def test_the_api_server_takes_the_job(trainer):
     def complete():
         made = when_made(trainer, "job")
         assert made["spec"]["trainer"]["command"] == COMMAND
         assert made["spec"]["trainer"]["resourcesPerNode"] == {"limits": {"nvidia.com/gpu": "4"}}
         assert made["spec"]["runtimeRef"]["kind"] == "TrainingRuntime"
+        keys = [each["valueFrom"]["secretKeyRef"] for each in made["spec"]["trainer"]["env"] if "valueFrom" in each]
+        assert keys == [{"name": "mlpipeline-minio-artifact", "key": key} for key in ("accesskey", "secretkey")]
         set_condition(trainer, "job", "Complete", "done")
 
     with meanwhile(complete):
         trainer.run(wanted())
-    trainer.run(wanted())
-    assert "this task joins it" in capsys.readouterr().err
     trainer.remove("job")
     require_gone(trainer, "job")
+
+
+def test_a_task_joins_a_job_that_goes_on(trainer, capsys):
+    before = trainer._jobs("create", wanted())["metadata"]["uid"]
+
+    def complete():
+        time.sleep(1)
+        set_condition(trainer, "job", "Complete", "done")
+
+    with meanwhile(complete):
+        trainer.run(wanted())
+    assert trainer._state("job")["metadata"]["uid"] == before
+    assert "this task joins it" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("how", ["complete", "being deleted"])
+def test_a_job_that_is_over_is_not_joined_but_begun_anew_when_it_is_gone(trainer, capsys, how):
+    """The model is not in the store, or nobody would ask for the job."""
+    before = trainer._jobs("create", wanted())["metadata"]["uid"]
+    if how == "complete":
+        set_condition(trainer, "job", "Complete", "done")
+    else:
+        hold(trainer, "job", True)
+        trainer.remove("job")
+
+    def end():
+        if how == "being deleted":
+            time.sleep(1)
+            assert trainer._state("job")["metadata"]["uid"] == before
+            hold(trainer, "job", False)
+        when_made_anew(trainer, "job", before)
+        set_condition(trainer, "job", "Complete", "done")
+
+    with meanwhile(end):
+        trainer.run(wanted())
+    assert capsys.readouterr().err.count("is over; it is removed and begun anew, from its last checkpoint.") == 1
+
+
+def test_the_pod_of_the_task_owns_the_job_and_gives_it_its_image(trainer, monkeypatch):
+    core = client.CoreV1Api(trainer.api)
+    core.create_namespaced_service_account(trainer.namespace, {"metadata": {"name": "default"}})
+    containers = [{"name": "wait", "image": "argoexec:1"}, {"name": "main", "image": "registry.example.org/arnas:1"}]
+    task = {"metadata": {"name": "task"}, "spec": {"containers": containers}}
+    pod = core.create_namespaced_pod(trainer.namespace, task).metadata
+    assert trainer.own_pod() is None
+    monkeypatch.setenv("KFP_POD_NAME", "task")
+    made = trainer._jobs("create", wanted(pod=trainer.own_pod()), field_validation="Strict")
+    assert made["spec"]["trainer"]["image"] == "registry.example.org/arnas:1"
+    (owner,) = made["metadata"]["ownerReferences"]
+    assert owner == {"apiVersion": "v1", "kind": "Pod", "name": "task", "uid": pod.uid}
+
+
+def answer_after(mistakes, call):
+    """A method that raises mistakes first."""
+
+    def answer(*told, **more):
+        if mistakes:
+            raise mistakes.pop()
+        return call(*told, **more)
+
+    return answer
+
+
+def test_an_api_server_that_is_away_for_a_while_is_waited_for_whatever_is_asked(trainer, monkeypatch, capsys):
+    core, jobs = client.CoreV1Api, client.CustomObjectsApi
+    asked = [(jobs, f"{verb}_namespaced_custom_object") for verb in ("get", "create", "delete")]
+    asked += [(core, "list_namespaced_pod")]
+    for api, name in asked:
+        away = [NewConnectionError(None, "refused"), client.ApiException(503, "Service Unavailable")]
+        away[1].body = "no healthy upstream"
+
+        monkeypatch.setattr(api, name, answer_after(away, getattr(api, name)))
+
+    def complete():
+        time.sleep(2)
+        set_condition(trainer, "job", "Complete", "done")
+
+    with meanwhile(complete):
+        trainer.run(wanted())
+    trainer.remove("job")
+    require_gone(trainer, "job")
+    assert capsys.readouterr().err.count("the cluster does not answer (Service Unavailable)") == len(asked)
+
+
+def test_a_refusal_in_a_proxys_own_words_is_one_sentence(trainer, monkeypatch):
+    def refuse(*told, **more):
+        error = client.ApiException(403, "Forbidden")
+        error.body = "{<html>\n not for you"
+        raise error
+
+    monkeypatch.setattr(client.CustomObjectsApi, "create_namespaced_custom_object", refuse)
+    with pytest.raises(InvalidInput, match=r"refuses the TrainJob: {<html> not for you; manifests/components/trainer"):
+        trainer.run(wanted())
 
 
 def test_a_failed_job_is_told_with_the_log_of_the_node_that_failed_first_and_begun_anew(trainer, monkeypatch, capsys):
@@ -173,13 +281,12 @@ def test_a_failed_job_is_told_with_the_log_of_the_node_that_failed_first_and_beg
     before = trainer._state("job")["metadata"]["uid"]
 
     def complete():
-        while (state := trainer._state("job")) is None or state["metadata"]["uid"] == before:
-            time.sleep(0.1)
+        when_made_anew(trainer, "job", before)
         set_condition(trainer, "job", "Complete", "done")
 
     with meanwhile(complete):
         trainer.run(wanted())
-    assert "had failed; it is begun anew" in capsys.readouterr().err
+    assert "is over; it is removed and begun anew" in capsys.readouterr().err
 
 
 def test_what_keeps_a_node_from_starting_is_told(trainer, capsys):
@@ -310,7 +417,7 @@ def test_two_nodes_train_what_one_process_trains_and_leave_nothing_behind(
     with nodes_that_run(trainer, tmp_path):
         returned = trainjob.retrain(
             noise, tmp_path / "model", checkpoints=bucket, nodes=2, gpus=0, accelerator="nvidia.com/gpu",
-            runtime="arnas", **told,
+            runtime="arnas", secret="", **told,
         )  # fmt: skip
     logs = [(tmp_path / f"node-{rank}.log").read_text() for rank in range(2)]
     assert "[retrain searched]" in logs[0] and returned["digest"] in logs[0]
@@ -335,6 +442,77 @@ def test_two_nodes_train_what_one_process_trains_and_leave_nothing_behind(
     assert all("deletionTimestamp" in job["metadata"] for job in _all(trainer))
 
 
+class Nodes:
+    """Trainer and nodes that leave a model in the bucket at once, or a damaged one; `cleaning` is called at the end."""
+
+    def __init__(self, model, damaged, cleaning):
+        self.model, self.damaged, self.cleaning = model, damaged, cleaning
+
+    def own_pod(self):
+        return None
+
+    def run(self, job):
+        images, output = job["spec"]["trainer"]["command"][4:6]
+        with objects.fetched(images) as copy:
+            artifacts.read(copy, "image_set")
+        objects.upload(self.model, output)
+        if self.damaged:
+            objects.Bucket(output).put("weights", b"half")
+
+    def remove(self, name):
+        self.cleaning()
+
+
+@pytest.fixture
+def fetch(noise, bucket, tmp_path, monkeypatch):
+    """Retrains by way of such nodes."""
+    model, content = tmp_path / "trained", {"name": "resnet18"}
+    model.mkdir()
+    (model / "weights").write_bytes(b"weights")
+    artifacts.write(model, "model", content, {})
+    monkeypatch.setattr("arnas.stages.retrain.summary", lambda body: body["content"])
+    told = {"name": "resnet18", "preset": "smoke", "overrides": {}, "checkpoints": bucket, "nodes": 2, "gpus": 0}
+    told |= {"accelerator": "nvidia.com/gpu", "runtime": "arnas", "secret": ""}
+
+    def fetch(damaged=False, cleaning=lambda: None):
+        monkeypatch.setattr(Trainer, "here", lambda: Nodes(model, damaged, cleaning))
+        assert trainjob.retrain(noise, tmp_path / "model", **told) == content
+
+    return fetch
+
+
+class Killed(BaseException):
+    pass
+
+
+def test_killed_at_any_moment_of_cleaning_up_a_retry_ends_well(fetch, bucket):
+    remove = objects.Bucket.remove
+    for moment in count():
+        with pytest.MonkeyPatch.context() as patch:
+            steps = iter(range(moment))
+
+            def step(bucket, name):
+                if next(steps, None) is None:  # noqa: B023
+                    raise Killed
+                remove(bucket, name)
+
+            try:
+                fetch(cleaning=partial(patch.setattr, objects.Bucket, "remove", step))
+            except Killed:
+                pass
+            else:
+                break
+        fetch()
+    assert moment > 4
+    assert objects.Bucket(bucket).list() == {}
+
+
+def test_a_damaged_model_is_not_published(fetch, tmp_path):
+    with pytest.raises(InvalidInput, match="weights"):
+        fetch(damaged=True)
+    assert not (tmp_path / "model").exists()
+
+
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
@@ -346,6 +524,6 @@ def test_two_nodes_train_what_one_process_trains_and_leave_nothing_behind(
 )
 def test_what_nodes_cannot_use_is_refused_before_anything_starts(noise, tmp_path, change, sentence):
     told = {"name": "searched", "preset": "smoke", "overrides": {}, "checkpoints": "s3://some/place", "nodes": 2}
-    told |= {"gpus": 1, "accelerator": "nvidia.com/gpu", "runtime": "arnas"}
+    told |= {"gpus": 1, "accelerator": "nvidia.com/gpu", "runtime": "arnas", "secret": ""}
     with pytest.raises(InvalidInput, match=sentence):
         trainjob.retrain(noise, tmp_path / "model", **(told | change))

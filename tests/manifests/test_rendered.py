@@ -126,6 +126,24 @@ def test_the_store_admits_all_runs_our_pods_and_kfps_pages(folder, namespace, la
     assert not admitted(policy, "console", namespace, labels)
 
 
+def test_a_node_of_a_trainjob_that_fails_is_not_tried_again_in_place():
+    """A mistake would be repeated, and its pods removed with what they said; the task's retry goes on instead."""
+    (runtime,) = (thing for thing in objects("components/trainer") if thing["kind"] == "TrainingRuntime")
+    jobset = runtime["spec"]["template"]["spec"]
+    (node,) = jobset["replicatedJobs"]
+    job = node["template"]["spec"]
+    assert job["template"]["spec"]["restartPolicy"] == "Never"
+    assert (job["backoffLimit"], jobset.get("failurePolicy")) == (0, None)
+
+
+def test_the_nodes_of_a_trainjob_reach_gpu_pools_and_a_private_registry():
+    (runtime,) = (thing for thing in objects("components/trainer") if thing["kind"] == "TrainingRuntime")
+    ((node, _),) = pod_specs([runtime])
+    assert {"key": "nvidia.com/gpu", "operator": "Exists"} in node["tolerations"]
+    assert node["imagePullSecrets"] == [{"name": "arnas-registry"}]
+    assert environment([runtime]) == []  # store and keys are the task's to say
+
+
 def test_an_overlay_moves_the_runs_to_another_namespace(tmp_path):
     """Rights go to the account where it is, the keys are made there, and the store stays where it was."""
     manifests = tmp_path / "manifests"

@@ -12,6 +12,14 @@ from arnas.stages import retrain
 from arnas.training import distributed, losses
 
 
+def threads():
+    return os.environ["OMP_NUM_THREADS"]
+
+
+def leave():
+    os._exit(1)
+
+
 def as_doubles(images):
     return images.double() / 255
 
@@ -30,7 +38,7 @@ def train(images, folder, jobs):
         return [_train(images, folder, **job) for job in jobs]
 
 
-def _train(images, folder, name, settings, genotype=None, event=None, interval=3600.0):
+def _train(images, folder, name, settings, genotype=None, event=None, interval=3600.0, checkpoints=None):
     Keeper.__init__.__defaults__ = (interval,)
     offer, natural = Keeper.offer, losses.LOSSES["natural"]
     process, step, what = event or (None, None, None)
@@ -51,8 +59,9 @@ def _train(images, folder, name, settings, genotype=None, event=None, interval=3
         losses.LOSSES["natural"] = spoiled
     Keeper.offer = happen_and_offer
     try:
+        kept = checkpoints or folder / "c"
         return retrain.run(
-            images, folder / name, settings, name=name, genotype=genotype, checkpoints=folder / "c", device="cpu"
+            images, folder / name, settings, name=name, genotype=genotype, checkpoints=kept, device="cpu"
         )
     except (Diverged, Interrupted) as error:
         return type(error).__name__

@@ -5,6 +5,9 @@ import os
 import signal
 import subprocess
 import sys
+import threading
+import time
+from unittest import mock
 
 import pytest
 import torch
@@ -12,6 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 from torch import nn
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from training import processes
 
 from arnas import runtime
@@ -104,6 +108,47 @@ def test_an_error_of_the_stage_comes_out_of_the_processes_as_one_sentence(noise,
         retrain.run(noise, tmp_path / "out", settings, name="net", processes=2, **places)
     assert capfd.readouterr() == ("", "")
     assert not [file for file in tmp_path.rglob("*") if file.is_file()]
+
+
+def test_a_process_that_leaves_without_a_word_is_told_by_torchrun():
+    with pytest.raises(ChildFailedError, match=r"exitcode *: 1"):
+        distributed.launch("several", 2, processes.leave)
+
+
+def test_processes_share_the_cores_and_the_environment_is_as_before(monkeypatch):
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 7)
+    monkeypatch.delenv("OMP_NUM_THREADS")
+    assert distributed.launch("several", 2, processes.threads) == "3"
+    assert "OMP_NUM_THREADS" not in os.environ
+
+
+@pytest.mark.parametrize(("patience", "seconds"), [("60", 1800), ("3600", 4200)])
+def test_a_process_waits_for_the_others_longer_than_the_longest_outage(monkeypatch, patience, seconds):
+    started = mock.Mock()
+    monkeypatch.setattr(torch.distributed, "init_process_group", started)
+    monkeypatch.setattr(torch.distributed, "destroy_process_group", lambda: None)
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "arnas")
+    monkeypatch.setenv("ARNAS_S3_PATIENCE", patience)
+    with distributed.joined(torch.device("cpu")):
+        assert started.call_args.kwargs["timeout"].total_seconds() == seconds
+
+
+def test_while_the_store_is_away_the_processes_wait_for_it_together(noise, jobs, alone, tmp_path, own_minio):
+    """It is killed at the first checkpoint, and started again a second later."""
+
+    def restart():
+        while not list(own_minio.folder.glob("data/bucket/c/*/*")):
+            time.sleep(0.02)
+        own_minio.kill()
+        time.sleep(1)
+        own_minio.start()
+
+    outage = threading.Thread(target=restart)
+    outage.start()
+    job = jobs[1] | {"interval": 0.0, "checkpoints": "s3://bucket/c"}
+    distributed.launch("several", 2, processes.train, noise, tmp_path, [job])
+    outage.join()
+    require_equal(alone[0] / job["name"], tmp_path / job["name"])
 
 
 def test_more_processes_than_a_batch_has_images_are_refused(noise, tmp_path, monkeypatch):
