@@ -70,8 +70,8 @@ def describe(path: str | Path) -> dict[str, Any]:
         path: Folder that a stage wrote, or a file of JSON (a genotype, scores).
 
     Returns:
-        Of `digest`, `kind`, `seed`, and the digests `settings`, `images`, `model`, `supernet` and `genotype` (of its
-        cells alone) those that it knows.
+        Of `digest`, `kind`, `seed`, the digests `settings`, `images`, `model`, `supernet` and `genotype` (of its cells
+        alone), and, as JSON text, `settings_json` and `models_json` (digests by name), those that it knows.
     """
     file = Path(path)
     body = json.loads((file / "artifact.json" if file.is_dir() else file).read_text(encoding="utf-8"))
@@ -83,8 +83,10 @@ def describe(path: str | Path) -> dict[str, Any]:
         "kind": body.get("kind"),
         "seed": content.get("seed", settings.get("seed")),
         "settings": artifacts.digest(settings) if settings else None,
+        "settings_json": json.dumps(settings) if settings else None,
         "images": content.get("images"),
         "model": content.get("model_digest"),
+        "models_json": json.dumps(content["model_digests"]) if "model_digests" in content else None,
         "supernet": content.get("supernet"),
         "genotype": artifacts.digest(cells) if cells else None,
     }

@@ -236,8 +236,9 @@ def _rows(definitions: Mapping[str, Any], defaults: bool = False) -> Iterator[li
         default = ["none" if entry.get("isOptional") else "needed"] if defaults else []
         yield [name, kind, *default, _line(entry["description"])]
     for name, entry in definitions.get("parameters", {}).items():
-        default = [f"`{json.dumps(entry['defaultValue'])}`"]  # all of them have one
-        yield [name, kinds[entry["parameterType"]], *default, _line(entry["description"])]
+        kind, value = kinds[entry["parameterType"]], entry["defaultValue"]  # all of them have one
+        text = json.dumps(int(value) if kind == "whole number" else value)  # KFP writes 2.0
+        yield [name, kind, f"`{text}`", _line(entry["description"])]
 
 
 def _line(text: str) -> str:

@@ -24,6 +24,7 @@ def test_an_artifact_is_described_by_its_digests_seed_and_versions(images):
     task.record(output, figures, metrics)
     assert output.metadata["digest"] == artifacts.read(path, "image_set")["digest"]
     assert output.metadata["settings"] == artifacts.digest(settings.model_dump(exclude={"path"}))
+    assert json.loads(output.metadata["settings_json"]) == settings.model_dump(exclude={"path"})
     assert (output.metadata["seed"], output.metadata["kind"]) == (5, "image_set")
     assert f"torch {runtime.versions()['torch']}" in output.metadata["versions"]
     assert metrics.metadata == {name: figure for name, figure in figures.items() if name not in ("digest", "dataset")}
@@ -39,6 +40,14 @@ def test_a_genotype_and_the_model_made_of_it_name_the_same_cells(tmp_path):
     assert of_file["genotype"] == of_model["genotype"]
     assert of_file["digest"] == document["digest"]
     assert of_model["images"] == "i"
+
+
+def test_an_evaluation_of_several_models_names_all_of_them(tmp_path):
+    digests = {"searched": "d1", "resnet18": "d2"}
+    with artifacts.publish(tmp_path / "evaluation") as folder:
+        folder.mkdir()
+        artifacts.write(folder, "blackbox", {"model_digests": digests}, {})
+    assert json.loads(task.describe(tmp_path / "evaluation")["models_json"]) == digests
 
 
 def test_what_an_artifact_does_not_know_is_left_out(tmp_path):

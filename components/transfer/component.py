@@ -33,13 +33,14 @@ def transfer(
         gpus: How many GPUs the pod was given, as text, from 0; the task fails at once if it sees fewer. Default: 0.
 
     Returns:
-        network: Trained model with its history. Its metadata carries the digests, seed and versions.
+        network: Trained model with its history. Its metadata carries the digests, seed, versions and hold-out
+            accuracies.
         evaluation: Accuracies with intervals, outcomes per image, examples. Its metadata carries the digests, seed,
             versions and accuracies.
         metrics: The accuracies alone, in [0, 1].
     """
-    from arnas import config, task
-    from arnas.stages import transfer
+    from arnas import artifacts, config, task
+    from arnas.stages import retrain, transfer
 
     task.use_store(endpoint)
     settings = config.load(preset, overrides)
@@ -54,5 +55,5 @@ def transfer(
         device=device,
         gpus=task.gpus(gpus),
     )
-    task.record(network, {})
+    task.record(network, retrain.summary(artifacts.read(network.path, "model")))
     task.record(evaluation, figures, metrics)

@@ -9,9 +9,10 @@ from unittest import mock
 
 import pytest
 
-from arnas import runtime, task
+from arnas import artifacts, runtime, task
 from arnas.errors import InvalidInput
-from pipelines.generate import COMPONENTS
+from arnas.stages import retrain
+from pipelines.generate import COMPONENTS, ROOT
 
 FIGURES = {"digest": "d", "clean": 0.5, "epochs": 7}
 NUMBERS = {"clean": 0.5, "epochs": 7}
@@ -48,15 +49,17 @@ def call(stage: str, monkeypatch: pytest.MonkeyPatch, **more: Any) -> tuple[mock
     """Run a component's function on a stage that only notes how it is called, but insists on the real signature."""
     module = import_module(f"arnas.stages.{stage}")
     fake = mock.create_autospec(module.run, return_value=dict(FIGURES))
-    artifacts = {name: artifact(name) for name in [*INPUTS.get(stage, []), *OUTPUTS[stage]]}
+    given = {name: artifact(name) for name in [*INPUTS.get(stage, []), *OUTPUTS[stage]]}
     component = getattr(import_module(f"components.{stage}.component"), stage)
     overrides = {} if stage in ("derive", "merge", "seeds") else {"overrides": OVERRIDES}
     with monkeypatch.context() as patched:
         patched.setattr(module, "run", fake)
         patched.setattr(task, "describe", lambda path: {"seed": 3})
-        component.python_func(**artifacts, **overrides, **more)
+        patched.setattr(artifacts, "read", lambda path, kind: f"{kind} at {path}")
+        patched.setattr(retrain, "summary", lambda body: {"best_robust": 0.25, "of": body})
+        component.python_func(**given, **overrides, **more)
     fake.assert_called_once()
-    return fake.call_args, artifacts
+    return fake.call_args, given
 
 
 def described(figures: dict[str, Any]) -> dict[str, Any]:
@@ -149,10 +152,10 @@ def test_transfer_follows_the_sections_retrain_and_whitebox(monkeypatch: pytest.
 
 
 def test_transfer_describes_both_of_its_artifacts(monkeypatch: pytest.MonkeyPatch) -> None:
-    _, artifacts = call("transfer", monkeypatch)
-    assert artifacts["network"].metadata == described({})
-    assert artifacts["evaluation"].metadata == described(FIGURES)
-    assert artifacts["metrics"].metadata == NUMBERS
+    _, written = call("transfer", monkeypatch)
+    assert written["network"].metadata == described({"best_robust": 0.25, "of": "model at /at/network"})
+    assert written["evaluation"].metadata == described(FIGURES)
+    assert written["metrics"].metadata == NUMBERS
 
 
 @pytest.mark.parametrize("stage", ["search", "retrain", "whitebox", "blackbox", "transfer"])
@@ -200,6 +203,12 @@ def test_every_input_and_output_is_documented(stage: str) -> None:
         for kind in (definitions.artifacts, definitions.parameters):
             for name, definition in kind.items():
                 assert definition.description, name
+
+
+def test_whole_numbers_stand_as_such_in_the_tables() -> None:
+    rows = [row for file in ROOT.glob("components/*/README.md") for row in file.read_text().splitlines()]
+    numbers = [row.split("|")[3].strip() for row in rows if "| whole number |" in row]
+    assert numbers and all(re.fullmatch("`[0-9]+`", number) for number in numbers)
 
 
 @pytest.mark.parametrize("stage", COMPONENTS)
