@@ -133,7 +133,7 @@ def test_a_process_waits_for_the_others_longer_than_the_longest_outage(monkeypat
         assert started.call_args.kwargs["timeout"].total_seconds() == seconds
 
 
-def test_while_the_store_is_away_the_processes_wait_for_it_together(noise, jobs, alone, tmp_path, own_minio):
+def test_while_the_store_is_away_the_processes_wait_for_it_together(noise, jobs, alone, tmp_path, own_minio, capfd):
     """It is killed at the first checkpoint, and started again a second later."""
 
     def restart():
@@ -148,6 +148,7 @@ def test_while_the_store_is_away_the_processes_wait_for_it_together(noise, jobs,
     job = jobs[1] | {"interval": 0.0, "checkpoints": "s3://bucket/c"}
     distributed.launch("several", 2, processes.train, noise, tmp_path, [job])
     outage.join()
+    assert "answers again" in capfd.readouterr().err
     require_equal(alone[0] / job["name"], tmp_path / job["name"])
 
 
