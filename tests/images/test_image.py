@@ -201,24 +201,19 @@ def _absent(definitions: dict[str, Any]) -> dict[str, Any]:
 def test_the_demo_pipeline_runs_from_its_yaml_alone(
     host: str, image: Image, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (tmp_path / "placement.yaml").write_text("parallelism: 1\n")  # the machine is shared by all tasks
-    site = ["--image", image.tags[0], "--placement", str(tmp_path / "placement.yaml"), "--output", str(tmp_path)]
-    assert main(["compile", *site]) == 0
+    assert main(["compile", "--image", image.tags[0], "--output", str(tmp_path)]) == 0
     pipeline = components.load_component_from_file(str(tmp_path / "pipelines/arnas.yaml"))
 
     root = tmp_path / "root"
     root.mkdir()
     root.chmod(0o777)  # the tasks are user 1000
     monkeypatch.setenv("DOCKER_HOST", host)
-    local.init(local.DockerRunner(**STRICT), pipeline_root=str(root))
-    told = {
-        "preset": os.environ.get("PRESET") or "smoke",
-        "models": ["searched", "resnet18"],
-        "gpus": "0",
-        "endpoint": "",
-    }
-    task = pipeline(**told, checkpoints=str(root / "checkpoints"))
+    runner = local.DockerRunner(**STRICT, environment={"OMP_NUM_THREADS": "1"})  # the two models are at it side by side
+    local.init(runner, pipeline_root=str(root))
+    preset = os.environ.get("PRESET") or "smoke"
+    models = ["searched", "resnet18"]
+    task = pipeline(preset=preset, models=models, checkpoints=str(root / "checkpoints"), gpus="0", endpoint="")
 
     scores = json.loads(Path(task.outputs["scores"].path).read_text())
-    assert list(scores["models"]) == told["models"]
+    assert list(scores["models"]) == models
     assert Path(task.outputs["report"].path).read_text().startswith("<!DOCTYPE html>")
