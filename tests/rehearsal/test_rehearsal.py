@@ -10,7 +10,6 @@ from pathlib import Path
 
 import pytest
 
-from cluster.preflight import TRY_AGAIN
 from pipelines import generate
 from rehearsal import argo, compiler
 from rehearsal.driver import Driver
@@ -171,7 +170,9 @@ def test_a_deleted_pod_ends_the_run_unless_argo_is_told_to_try_again(site, trans
 
 
 def test_argo_with_our_defaults_tries_a_deleted_pod_again(site, transfer, minio, bucket):
-    with site("patched", workflowDefaults=json.dumps(TRY_AGAIN)) as node:
+    page = (ROOT / "docs" / "troubleshooting.md").read_text(encoding="utf-8")
+    (patch,) = re.findall(r"patch configmap workflow-controller-configmap --type merge -p \\\n +'(.+)'", page)
+    with site("patched", **json.loads(patch)["data"]) as node:
         run = start(node, transfer, arguments(minio, bucket, genotype=GENOTYPE))
         node.delete(run.running("prepare"))
         assert run.end() == "Succeeded", run.why()
