@@ -38,7 +38,7 @@ def train(images, folder, jobs):
         return [_train(images, folder, **job) for job in jobs]
 
 
-def _train(images, folder, name, settings, genotype=None, event=None, interval=3600.0, checkpoints=None):
+def _train(images, folder, name, settings, genotype=None, event=None, victim=None, interval=3600.0, checkpoints=None):
     Keeper.__init__.__defaults__ = (interval,)
     offer, natural = Keeper.offer, losses.LOSSES["natural"]
     process, step, what = event or (None, None, None)
@@ -48,7 +48,7 @@ def _train(images, folder, name, settings, genotype=None, event=None, interval=3
         nonlocal steps
         steps += 1
         if what != "nan" and (os.environ["RANK"], steps) == (str(process), step):
-            os.kill(os.getpid(), what)
+            os.kill(victim or os.getpid(), what)
         offer(keeper, capture)
 
     def spoiled(*batch):
