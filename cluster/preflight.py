@@ -16,6 +16,7 @@ import io
 import json
 import os
 import shlex
+import textwrap
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
@@ -391,13 +392,13 @@ def retries(cluster: Cluster, needs: Needs) -> Finding:
             "unknown", f"There is no {name} in {place}", "whether a vanished pod is tried again stands there", mend
         )
     try:
-        defaults = yaml.safe_load((found.data or {}).get("workflowDefaults") or "{}")
+        defaults = _as_argo_reads((found.data or {}).get("workflowDefaults", "")) or {}
         spec = defaults.get("spec") or {}
         template = spec.get("templateDefaults") or {}
         strategy = template.get("retryStrategy") or {}
     except (AttributeError, yaml.YAMLError):
         what, mend = f"workflowDefaults of {name} is no workflow", f"kubectl -n {place} edit configmap {name}"
-        return Finding("unknown", what, "Argo cannot use it either", mend)
+        return Finding("missing", what, "Argo's controller ends as it reads that, and no run goes on", mend)
     if strategy.get("retryPolicy") in ("Always", "OnError"):
         return Finding("fine", "A pod that vanishes is tried again")
     template = template | {"retryStrategy": {"limit": "0"} | strategy | {"retryPolicy": "Always"}}
@@ -483,6 +484,13 @@ CHECKS: tuple[Check, ...] = (
 )
 
 # ------------------------------------------------------------------------------------------------------------ helpers
+
+
+def _as_argo_reads(text: str) -> Any:
+    """An entry of its ConfigMap: one line stands behind the name, where a mapping needs braces; more stand below it."""
+    if "\n" in text:
+        text = "\n" + textwrap.indent(text.strip("\n"), "  ")
+    return yaml.safe_load(f"entry: {text}")["entry"]
 
 
 def _there(read: Any) -> Any:

@@ -28,7 +28,7 @@ from pipelines.__main__ import main
 
 ROOT = Path(__file__).parents[2]
 NUMBER = itertools.count(1)
-DEFAULTS = {"workflowDefaults": "spec: {templateDefaults: {retryStrategy: {limit: '0', retryPolicy: Always}}}"}
+DEFAULTS = {"workflowDefaults": "{spec: {templateDefaults: {retryStrategy: {limit: '0', retryPolicy: Always}}}}"}
 KINDS = {
     "namespaces": "Namespace",
     "serviceaccounts": "ServiceAccount",
@@ -438,14 +438,25 @@ def test_argos_defaults_of_a_site_stay_when_the_command_is_followed(site, argo):
     assert yaml.safe_load(left) == theirs
 
 
-@pytest.mark.parametrize("text", ["spec: [", "a word", "spec: {templateDefaults: word}"])
-def test_defaults_of_argo_that_are_damaged_are_said_to_be(text, site, argo):
+@pytest.mark.parametrize("text", ["{spec: [", "a word", "{spec: {templateDefaults: word}}", "spec: {}"])
+def test_defaults_that_end_argo_are_said_to(text, site, argo):
     name = "workflow-controller-configmap"
     data = {"workflowDefaults": text}
     argo.replace_namespaced_config_map(name, "kubeflow", {"metadata": {"name": name}, "data": data})
     finding = site.look()["retries"]
     argo.replace_namespaced_config_map(name, "kubeflow", {"metadata": {"name": name}, "data": DEFAULTS})
+    assert finding.state == "missing"
     assert finding.what == "workflowDefaults of workflow-controller-configmap is no workflow"
+
+
+@pytest.mark.parametrize("text", ["{}", "spec: {}\n", "spec:\n  podGC: {}", ""])
+def test_defaults_that_argo_reads_are_read(text, site, argo):
+    name = "workflow-controller-configmap"
+    data = {"workflowDefaults": text}
+    argo.replace_namespaced_config_map(name, "kubeflow", {"metadata": {"name": name}, "data": data})
+    finding = site.look()["retries"]
+    argo.replace_namespaced_config_map(name, "kubeflow", {"metadata": {"name": name}, "data": DEFAULTS})
+    assert finding.state == "warning"
 
 
 # --------------------------------------------------------------------------------------------- what cannot be known

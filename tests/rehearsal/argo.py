@@ -3,10 +3,12 @@
 import json
 import os
 import subprocess
+import time
 from contextlib import contextmanager
 from pathlib import Path
 
 VERSION = "v3.7.4"
+PATIENCE = 60  # seconds; it starts in less than one
 KINDS = ("Workflow", "WorkflowTaskResult", "WorkflowTaskSet", "WorkflowTemplate", "ClusterWorkflowTemplate")
 KINDS += ("CronWorkflow", "WorkflowEventBinding", "WorkflowArtifactGCTask")
 
@@ -44,6 +46,9 @@ def running(cluster, namespace, folder, **config):
         namespace: Name of a new namespace.
         folder: Where the controller's log goes.
         config: More entries of its ConfigMap, such as workflowDefaults.
+
+    Raises:
+        RuntimeError: The controller did not start, for instance since its ConfigMap is none; the text has its log.
     """
     for kind in KINDS:
         cluster.kubectl("apply", "-f-", stdin=json.dumps(_definition(kind)))
@@ -60,16 +65,27 @@ def running(cluster, namespace, folder, **config):
         cluster.kubectl("create", "-f-", stdin=json.dumps(object_))
     command = [binary(), f"--kubeconfig={cluster.kubeconfig}", f"--namespace={namespace}", "--namespaced"]
     command.append(f"--executor-image=argoexec:{VERSION}")
-    with (folder / "workflow-controller.log").open("wb") as log:
+    log = folder / "workflow-controller.log"
+    with log.open("wb") as file:
         # as it is, but quick: it makes a pod anew that vanishes in its first ten seconds, which is no retry
         quick = {"DEFAULT_REQUEUE_TIME": "1s", "RECENTLY_STARTED_POD_DURATION": "0s"}
         environment = os.environ | {"LEADER_ELECTION_DISABLE": "true"} | quick
-        process = subprocess.Popen(command, stdout=log, stderr=log, env=environment, cwd=folder)
+        process = subprocess.Popen(command, stdout=file, stderr=file, env=environment, cwd=folder)
     try:
+        _wait(process, log)
         yield
     finally:
         process.kill()
         process.wait()
+
+
+def _wait(process, log):
+    """Return when the controller has read its settings, which it does not outlive where they are wrong."""
+    deadline = time.monotonic() + PATIENCE
+    while "Configuration updated" not in (said := log.read_text(errors="replace")):
+        if process.poll() is not None or time.monotonic() > deadline:
+            raise RuntimeError(f"Argo's controller did not start:\n{said[-2000:]}")
+        time.sleep(0.1)
 
 
 def _definition(kind):

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import secrets
 import sys
 import time
 from contextlib import contextmanager
@@ -170,13 +171,22 @@ def test_a_deleted_pod_ends_the_run_unless_argo_is_told_to_try_again(site, trans
 
 
 def test_argo_with_our_defaults_tries_a_deleted_pod_again(site, transfer, minio, bucket):
-    page = (ROOT / "docs" / "troubleshooting.md").read_text(encoding="utf-8")
-    (patch,) = re.findall(r"patch configmap workflow-controller-configmap --type merge -p \\\n +'(.+)'", page)
+    pages = [(ROOT / "docs" / name).read_text(encoding="utf-8") for name in ("troubleshooting.md", "cluster.md")]
+    command = re.compile(r"patch configmap workflow-controller-configmap --type merge -p \\\n +'(.+)'")
+    patch, same = (found for page in pages for found in command.findall(page))
+    assert patch == same
     with site("patched", **json.loads(patch)["data"]) as node:
         run = start(node, transfer, arguments(minio, bucket, genotype=GENOTYPE))
         node.delete(run.running("prepare"))
         assert run.end() == "Succeeded", run.why()
         assert [phase for phase, _ in run.attempts("prepare")] == ["Error", "Succeeded"]
+
+
+@pytest.mark.parametrize("text", ["{spec: [", "a word", "{spec: {templateDefaults: word}}", "spec: {}"])
+def test_argo_ends_where_preflight_says_so(text, cluster, controller, tmp_path):
+    name = f"damaged-{secrets.token_hex(4)}"
+    with pytest.raises(RuntimeError, match="fatal"), argo.running(cluster, name, tmp_path, workflowDefaults=text):
+        pass
 
 
 @pytest.mark.parametrize(
