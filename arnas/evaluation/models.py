@@ -9,11 +9,12 @@ from torch import Tensor, nn
 from arnas import runtime
 from arnas.data.image_set import ImageSet
 from arnas.errors import InvalidInput
+from arnas.space.folding import attackable
 from arnas.space.network import load_model
 
 
 def load_fitting(path: str | Path, images: ImageSet) -> tuple[nn.Module, dict[str, Any]]:
-    """Load a model and its artifact's body, on the device of the images that it shall classify.
+    """Load a model, as attacks shall see it, and its artifact's body, on the device of the images to classify.
 
     Raises:
         InvalidInput: `path` is no model, or the model is made for images or classes of other number or size.
@@ -25,7 +26,7 @@ def load_fitting(path: str | Path, images: ImageSet) -> tuple[nn.Module, dict[st
             f"Model {path} expects images of shape {shape} in {classes} classes, but the image set has shape "
             f"{images.shape} and {len(images.classes)} classes; give images like those of its training."
         )
-    return runtime.place(model, images.images.device), body
+    return attackable(runtime.place(model, images.images.device))(), body
 
 
 @torch.no_grad()

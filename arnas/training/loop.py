@@ -16,6 +16,7 @@ from arnas.attacks import PGD
 from arnas.checkpoints import Keeper
 from arnas.config import Retrain
 from arnas.data.image_set import ImageSet, augment
+from arnas.space.folding import attackable
 from arnas.space.network import Classifier
 from arnas.training import distributed
 from arnas.training.losses import Objective
@@ -128,18 +129,18 @@ def holdout_accuracy(network: Classifier, images: ImageSet, recipe: Retrain) -> 
     attack = PGD(recipe.epsilon, max(recipe.epsilon / 4, 1e-12), recipe.selection_steps)
     indices = images.splits["holdout"][: recipe.selection_images]
     clean, robust = 0, 0.0
-    network.eval()
+    model = attackable(network)().eval()
     for batch, labels in _batches(images, indices):
         right = torch.zeros_like(labels)
         with distributed.share(len(batch)) as part:
-            right[part] = (network(batch[part]).argmax(-1) == labels[part]).long()
+            right[part] = (model(batch[part]).argmax(-1) == labels[part]).long()
         attacked = distributed.total(right).nonzero()[:, 0]
         clean += len(attacked)
         if len(attacked):
             with distributed.share(len(attacked)) as part:
                 chosen = attacked[part]
-                adversarial = attack(network, batch[chosen], labels[chosen])
-                robust += int((network(adversarial).argmax(-1) == labels[chosen]).sum())
+                adversarial = attack(model, batch[chosen], labels[chosen])
+                robust += int((model(adversarial).argmax(-1) == labels[chosen]).sum())
     (robust,) = distributed.totals(robust)
     return {"clean": clean / len(indices), "robust": robust / len(indices)}
 

@@ -1,8 +1,8 @@
 """Losses of adversarial training: each attacks a batch and returns the loss to descend.
 
-All take (network, images, labels, recipe): images [B, C, H, W] in [0, 1], labels int64 [B]. The attack sees the network
-in evaluation mode; the loss is computed in training mode. The auxiliary head learns from the images of the
-cross-entropy term.
+All take (network, attacked, images, labels, recipe): images [B, C, H, W] in [0, 1], labels int64 [B]. The attack sees
+the network in evaluation mode, as `attacked()` gives it; the loss is computed in training mode. The auxiliary head
+learns from the images of the cross-entropy term.
 """
 
 from collections.abc import Callable
@@ -11,34 +11,37 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from arnas.attacks import PGD
+from arnas.attacks import PGD, frozen
 from arnas.config import Retrain
+from arnas.space.folding import attackable
 from arnas.space.network import Classifier
 
 #: (loss to descend, logits [B, K] of the images trained on)
 Outcome = tuple[Tensor, Tensor]
+#: Gives the network as it is now, or its equal, to an attack
+Attacked = Callable[[], Classifier]
 
 
-def natural(network: Classifier, images: Tensor, labels: Tensor, recipe: Retrain) -> Outcome:
+def natural(network: Classifier, attacked: Attacked, images: Tensor, labels: Tensor, recipe: Retrain) -> Outcome:
     """Cross-entropy of the clean images: no defence, for comparison."""
     logits, auxiliary = _classify(network, images, labels, recipe)
     return functional.cross_entropy(logits, labels) + auxiliary, logits
 
 
-def pgd_at(network: Classifier, images: Tensor, labels: Tensor, recipe: Retrain) -> Outcome:
+def pgd_at(network: Classifier, attacked: Attacked, images: Tensor, labels: Tensor, recipe: Retrain) -> Outcome:
     """PGD adversarial training (Madry et al. 2018, equation 2.1)."""
     attack = PGD(recipe.epsilon, recipe.step_size, recipe.attack_steps, start="normal")
-    return natural(network, attack(network, images, labels), labels, recipe)
+    return natural(network, attacked, attack(attacked(), images, labels), labels, recipe)
 
 
-def trades(network: Classifier, images: Tensor, labels: Tensor, recipe: Retrain) -> Outcome:
+def trades(network: Classifier, attacked: Attacked, images: Tensor, labels: Tensor, recipe: Retrain) -> Outcome:
     """TRADES (Zhang et al. 2019, equation 5): clean cross-entropy + beta KL(clean || adversarial).
 
     The attack ascends that divergence, from near the image.
     """
-    network.eval()
-    with torch.no_grad():
-        reference = network(images)
+    model = attacked()
+    with frozen(model), torch.no_grad():
+        reference = model(images)
     attack = PGD(
         recipe.epsilon,
         recipe.step_size,
@@ -46,17 +49,17 @@ def trades(network: Classifier, images: Tensor, labels: Tensor, recipe: Retrain)
         start="normal",
         loss=lambda logits, _: divergence(reference, logits),
     )
-    adversarial = attack(network, images, labels)
+    adversarial = attack(model, images, labels)
     logits, auxiliary = _classify(network, images, labels, recipe)
     adversarial_logits = network(adversarial)
     robust = divergence(logits, adversarial_logits).mean()
     return functional.cross_entropy(logits, labels) + recipe.beta * robust + auxiliary, adversarial_logits
 
 
-def mart(network: Classifier, images: Tensor, labels: Tensor, recipe: Retrain) -> Outcome:
+def mart(network: Classifier, attacked: Attacked, images: Tensor, labels: Tensor, recipe: Retrain) -> Outcome:
     """MART (Wang et al. 2020, equation 12): boosted cross-entropy + beta KL weighted by 1 - clean confidence."""
     attack = PGD(recipe.epsilon, recipe.step_size, recipe.attack_steps, start="normal")
-    adversarial = attack(network, images, labels)
+    adversarial = attack(attacked(), images, labels)
     adversarial_logits, auxiliary = _classify(network, adversarial, labels, recipe)
     clean = network(images)
     probabilities = adversarial_logits.softmax(-1)
@@ -68,7 +71,7 @@ def mart(network: Classifier, images: Tensor, labels: Tensor, recipe: Retrain) -
     return boosted + recipe.beta * robust + auxiliary, adversarial_logits
 
 
-LOSSES: dict[str, Callable[[Classifier, Tensor, Tensor, Retrain], Outcome]] = {
+LOSSES: dict[str, Callable[[Classifier, Attacked, Tensor, Tensor, Retrain], Outcome]] = {
     "natural": natural,
     "pgd_at": pgd_at,
     "trades": trades,
@@ -82,9 +85,10 @@ class Objective(nn.Module):
     def __init__(self, network: Classifier, recipe: Retrain):
         super().__init__()
         self.network, self.recipe = network, recipe
+        self.attacked = attackable(network)  # no submodule: what it copies is neither trained nor saved
 
     def forward(self, images: Tensor, labels: Tensor) -> Outcome:
-        return LOSSES[self.recipe.loss](self.network, images, labels, self.recipe)
+        return LOSSES[self.recipe.loss](self.network, self.attacked, images, labels, self.recipe)
 
 
 def divergence(reference: Tensor, logits: Tensor) -> Tensor:

@@ -4,8 +4,9 @@ from torch.nn import functional
 
 from arnas.config import Retrain
 from arnas.space import genotype
+from arnas.space.folding import attackable
 from arnas.space.network import build
-from arnas.training.losses import LOSSES, divergence, pgd_at
+from arnas.training.losses import LOSSES, Objective, divergence, pgd_at
 
 
 def network(auxiliary=False):
@@ -29,7 +30,8 @@ RECIPE = Retrain(auxiliary_weight=0.4, attack_steps=3, epsilon=0.1, step_size=0.
 def test_without_room_to_attack_every_loss_is_about_the_clean_images(name, batch):
     """At epsilon 0 there is no adversarial image: PGD-AT is the natural loss, TRADES adds a divergence of zero."""
     recipe = RECIPE.model_copy(update={"epsilon": 0.0})
-    loss, logits = LOSSES[name](network(), *batch, recipe)
+    net = network()
+    loss, logits = LOSSES[name](net, attackable(net), *batch, recipe)
     clean = network().train()(batch[0])
     torch.testing.assert_close(logits, clean)
     natural = functional.cross_entropy(clean, batch[1])
@@ -48,13 +50,14 @@ def test_attacks_cost(name, batch):
         for _ in range(30):
             net(batch[0])  # so that the attack in evaluation mode sees the network that is trained
         recipe = RECIPE.model_copy(update={"epsilon": epsilon, "step_size": 0.1})
-        losses.append(LOSSES[name](net, *batch, recipe)[0].item())
+        losses.append(LOSSES[name](net, attackable(net), *batch, recipe)[0].item())
     assert losses[1] > losses[0] + 0.01
 
 
 def test_the_auxiliary_head_adds_its_weighted_cross_entropy(batch):
     recipe = RECIPE.model_copy(update={"epsilon": 0.0})
-    loss, _ = pgd_at(network(auxiliary=True), *batch, recipe)
+    net = network(auxiliary=True)
+    loss, _ = pgd_at(net, attackable(net), *batch, recipe)
     logits, auxiliary = network(auxiliary=True).train().with_auxiliary(batch[0])
     expected = functional.cross_entropy(logits, batch[1]) + 0.4 * functional.cross_entropy(auxiliary, batch[1])
     torch.testing.assert_close(loss, expected)
@@ -64,9 +67,30 @@ def test_the_auxiliary_head_adds_its_weighted_cross_entropy(batch):
 def test_the_attack_leaves_batch_norm_statistics_to_the_training_pass(name, batch):
     """Each pass in training mode counts a batch: one for a loss on one kind of images, two where both are seen."""
     net = network()
-    LOSSES[name](net, *batch, RECIPE)
+    LOSSES[name](net, attackable(net), *batch, RECIPE)
     counts = {module.num_batches_tracked.item() for module in net.modules() if isinstance(module, torch.nn.BatchNorm2d)}
     assert counts == {2 if name in ("trades", "mart") else 1}
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_a_training_against_the_folded_copy_is_the_plain_one(name, batch, monkeypatch):
+    """In double precision, where rounding does not hide a mistake; several steps, since the copy must keep step."""
+    images, labels = batch[0].double(), batch[1]
+    ends = []
+    for form in ("plain", "fast"):
+        monkeypatch.setenv("ARNAS_FORM", form)
+        net = network(auxiliary=True).double()
+        objective = Objective(net, RECIPE.model_copy(update={"loss": name}))
+        optimizer = torch.optim.SGD(net.parameters(), 0.1, momentum=0.9)
+        for step in range(4):
+            torch.manual_seed(step)
+            optimizer.zero_grad()
+            objective(images, labels)[0].backward()
+            optimizer.step()
+        ends.append(objective.state_dict())
+    assert list(ends[0]) == list(ends[1]) == [f"network.{key}" for key in network(auxiliary=True).state_dict()]
+    for key, tensor in ends[0].items():
+        torch.testing.assert_close(ends[1][key], tensor, rtol=0, atol=1e-10, msg=key)
 
 
 def test_divergence_is_the_distributions_of_torch():
