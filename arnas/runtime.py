@@ -3,6 +3,7 @@
 import hashlib
 import importlib.metadata
 import math
+import os
 import platform
 import resource
 import sys
@@ -72,6 +73,20 @@ def place(network: Network, chosen: torch.device) -> Network:
     average pool has been wrong with it.
     """
     return network.to(chosen).to(memory_format=torch.channels_last if chosen.type == "cpu" else torch.contiguous_format)
+
+
+def fast() -> bool:
+    """Whether to compute in the fast form and not in the plain one; they differ in rounding only.
+
+    ARNAS_FORM=plain chooses the plain form, as one would write it down from the paper.
+
+    Raises:
+        InvalidInput: ARNAS_FORM is neither fast nor plain.
+    """
+    form = os.environ.get("ARNAS_FORM", "fast")
+    if form not in ("fast", "plain"):
+        raise InvalidInput(f"ARNAS_FORM is {form!r}; it is fast (as without it) or plain.")
+    return form == "fast"
 
 
 def seed(*parts: int | str) -> None:
