@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from arnas import artifacts, runtime
 from arnas.errors import InvalidInput
 from arnas.space.genotype import Genotype
+from arnas.space.gradients import dense_gradient
 from arnas.space.layout import NODES, Cell, Layout
 from arnas.space.operations import OPERATIONS
 from arnas.space.supernet import CellInputs
@@ -86,7 +87,7 @@ class _DerivedCell(nn.Module):
         states = list(self.inputs(before_last, last))
         for node in range(NODES):
             first, second = (self._edge(states, 2 * node + side) for side in (0, 1))
-            states.append(first + second)
+            states.append(dense_gradient(first + second))
         return torch.cat(states[2:], 1)
 
     def _edge(self, states: list[Tensor], index: int) -> Tensor:

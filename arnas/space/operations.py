@@ -11,6 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from arnas.space.gradients import Convolution
+
 
 def batch_norm(channels: int, affine: bool) -> nn.BatchNorm2d:
     """Batch norm of a trained network (`affine`), or of the supernet (batch statistics only)."""
@@ -21,7 +23,7 @@ class ReLUConvBN(nn.Sequential):
     """ReLU, 1x1 convolution from `channels_in` to `channels`, batch norm."""
 
     def __init__(self, channels_in: int, channels: int, affine: bool):
-        super().__init__(nn.ReLU(), nn.Conv2d(channels_in, channels, 1, bias=False), batch_norm(channels, affine))
+        super().__init__(nn.ReLU(), Convolution(channels_in, channels, 1, bias=False), batch_norm(channels, affine))
 
 
 class FactorizedReduce(nn.Module):
@@ -29,8 +31,8 @@ class FactorizedReduce(nn.Module):
 
     def __init__(self, channels_in: int, channels: int, affine: bool):
         super().__init__()
-        self.even = nn.Conv2d(channels_in, channels // 2, 1, stride=2, bias=False)
-        self.odd = nn.Conv2d(channels_in, channels - channels // 2, 1, stride=2, bias=False)
+        self.even = Convolution(channels_in, channels // 2, 1, stride=2, bias=False)
+        self.odd = Convolution(channels_in, channels - channels // 2, 1, stride=2, bias=False)
         self.norm = batch_norm(channels, affine)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -46,8 +48,8 @@ class DepthwiseSeparable(nn.Sequential):
         padding = dilation * (kernel // 2)
         super().__init__(
             nn.ReLU(),
-            nn.Conv2d(channels, channels, kernel, stride, padding, dilation, groups=channels, bias=False),
-            nn.Conv2d(channels, channels, 1, bias=False),
+            Convolution(channels, channels, kernel, stride, padding, dilation, groups=channels, bias=False),
+            Convolution(channels, channels, 1, bias=False),
             batch_norm(channels, affine),
         )
 

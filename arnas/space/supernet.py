@@ -1,13 +1,17 @@
 """The supernet: every edge computes all seven operations, weighted by the softmax of its architecture parameters.
 
-Paper section 3.1. This is the plain form, edge by edge as the paper would write it.
+Paper section 3.1. A cell is computed in one of two forms that differ in rounding only: the plain one, edge by edge as
+the paper would write it, and the fast one, which shares work among the edges that leave one source.
 """
 
 import functools
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
+from arnas import runtime
+from arnas.space.gradients import dense_gradient
 from arnas.space.layout import EDGES, KINDS, NODES, Cell, Layout
 from arnas.space.operations import OPERATIONS, FactorizedReduce, ReLUConvBN
 
@@ -54,13 +58,36 @@ class _SuperCell(nn.Module):
         )
 
     def forward(self, before_last: Tensor, last: Tensor, strengths: Tensor) -> Tensor:
-        states = list(self.inputs(before_last, last))
+        inputs = self.inputs(before_last, last)
+        nodes = self._by_source(inputs, strengths) if runtime.fast() else self._by_node(inputs, strengths)
+        return torch.cat(nodes, 1)
+
+    def _by_node(self, inputs: tuple[Tensor, Tensor], strengths: Tensor) -> list[Tensor]:
+        """The plain form: a node is the sum of the edges that lead to it."""
+        states = list(inputs)
         edges = iter(zip(self.edges, strengths, strict=True))
         for _ in range(NODES):
             # zip ends with the states: the edges go on where this node's inputs end
             terms = (edge(state, strength) for state, (edge, strength) in zip(tuple(states), edges, strict=False))
             states.append(functools.reduce(torch.add, terms))
-        return torch.cat(states[2:], 1)
+        return states[2:]
+
+    def _by_source(self, inputs: tuple[Tensor, Tensor], strengths: Tensor) -> list[Tensor]:
+        """The fast form: the same sums, but what the edges that leave one source have in common is computed once."""
+        nodes: list[Tensor] = []
+        sums: list[Tensor | None] = [None] * NODES
+        for source in range(NODES + 1):
+            state = inputs[source] if source < 2 else nodes[source - 2]
+            common = None
+            for node in range(max(source - 1, 0), NODES):
+                place = node * (node + 3) // 2 + source
+                edge: _MixedOperation = self.edges[place]  # type: ignore[assignment]
+                common = common or edge.common(state)
+                total, term = sums[node], edge.finish(state, common, strengths[place])
+                sums[node] = term if total is None else total + term
+            if source and (complete := sums[source - 1]) is not None:
+                nodes.append(dense_gradient(complete))
+        return nodes
 
 
 class _MixedOperation(nn.Module):
@@ -71,6 +98,23 @@ class _MixedOperation(nn.Module):
     def forward(self, x: Tensor, strengths: Tensor) -> Tensor:
         terms = (strength * operation(x) for strength, operation in zip(strengths, self.operations, strict=True))
         return functools.reduce(torch.add, terms)  # type: ignore[no-any-return]
+
+    def common(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """What is the same on all edges of a source: both pools with their batch norms, which have no parameters, and
+        the ReLU before the convolutions."""
+        return self.operations[0](x), self.operations[1](x), functional.relu(x)
+
+    def finish(self, x: Tensor, common: tuple[Tensor, Tensor, Tensor], strengths: Tensor) -> Tensor:
+        """`forward`, from what is in common; the strength of a convolution is the scale of its last batch norm."""
+        max_pooled, avg_pooled, rectified = common
+        _, _, skip, *convolutions = self.operations
+        total: Tensor = strengths[0] * max_pooled + strengths[1] * avg_pooled + strengths[2] * skip(x)
+        for strength, operation in zip(strengths[3:], convolutions, strict=True):
+            _, *blocks, _ = (block for block in operation.modules() if not isinstance(block, nn.Sequential))
+            convolved = functools.reduce(lambda found, block: block(found), blocks, rectified)
+            scale = strength.repeat(convolved.shape[1])
+            total = total + functional.batch_norm(convolved, None, None, scale, None, training=True)
+        return total
 
 
 class CellInputs(nn.Module):

@@ -1,0 +1,79 @@
+"""The fast form is the plain form but for rounding: float64, whole gradients, odd sizes, a batch of one."""
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+from torch.autograd import gradcheck, gradgradcheck
+
+from arnas.errors import InvalidInput
+from arnas.runtime import fast
+from arnas.space import gradients
+from arnas.space.gradients import Convolution, dense_gradient
+
+
+def make(kernel, stride, dilation, depthwise, bias=False):
+    torch.manual_seed(0)
+    outputs, groups = (6, 6) if depthwise else (4, 1)
+    padding = dilation * (kernel // 2)
+    return Convolution(6, outputs, kernel, stride, padding, dilation, groups, bias).double()
+
+
+geometries = {
+    "kernel": st.sampled_from([1, 3, 5]),
+    "stride": st.sampled_from([1, 2]),
+    "dilation": st.sampled_from([1, 2]),
+    "depthwise": st.booleans(),
+    "bias": st.booleans(),
+}
+
+
+@given(
+    **geometries,
+    batch=st.integers(1, 3),
+    height=st.integers(1, 9),
+    width=st.integers(1, 9),
+    channels_last=st.booleans(),
+)
+def test_output_and_all_gradients_are_those_of_torch(batch, height, width, channels_last, **geometry):
+    ours = make(**geometry)
+    images = torch.randn(batch, 6, height, width, dtype=torch.float64)
+    images = images.to(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
+    images.requires_grad_()
+    output, expected = ours(images), nn.Conv2d.forward(ours, images)
+    assert torch.equal(output, expected)
+    direction = torch.randn_like(output)
+    found, wanted = (torch.autograd.grad(y, [images, *ours.parameters()], direction) for y in (output, expected))
+    torch.testing.assert_close(found, wanted, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("depthwise", [True, False])
+def test_it_can_be_differentiated_twice_as_exact_hypergradients_need(stride, depthwise):
+    ours = make(3, stride, 2, depthwise)
+    inputs = torch.randn(2, 6, 5, 4, dtype=torch.float64, requires_grad=True), ours.weight
+
+    def output(x, weight):
+        return torch.func.functional_call(ours, {"weight": weight}, x)
+
+    assert gradcheck(output, inputs)
+    assert gradgradcheck(output, inputs)
+
+
+def test_an_attack_keeps_no_input_for_the_way_back():
+    ours = make(5, 1, 2, True).requires_grad_(False)
+    images = torch.randn(2, 6, 8, 8, dtype=torch.float64, requires_grad=True)
+    assert ours(images).grad_fn.saved_tensors[0] is None
+
+
+def test_the_plain_form_is_torchs_own(monkeypatch):
+    monkeypatch.setattr(gradients, "_Turning", None)
+    monkeypatch.setenv("ARNAS_FORM", "plain")
+    make(3, 1, 1, True)(torch.ones(1, 6, 4, 4, dtype=torch.float64))
+
+
+def test_a_form_that_is_none_is_refused(monkeypatch):
+    monkeypatch.setenv("ARNAS_FORM", "quick")
+    with pytest.raises(InvalidInput, match=r"^ARNAS_FORM is 'quick'; it is fast \(as without it\) or plain\.$"):
+        fast()
