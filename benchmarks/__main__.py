@@ -16,7 +16,8 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from itertools import product
 from pathlib import Path
 
 import torch
@@ -26,6 +27,7 @@ from benchmarks import gpu, page
 from benchmarks.cases import CASES, KINDS, SMALL, Case, batches, begin, compare, plainly
 
 ROOT = Path(__file__).parents[1]
+Step = Callable[[], object]
 FORMS = ("published", "ours")
 #: Largest difference of float64 outcomes that is rounding
 ROUNDING = 1e-9
@@ -66,7 +68,8 @@ def main(arguments: list[str] | None = None) -> int:
             device = runtime.prepare(name)
             cases = [case for case in (SMALL if told.small else CASES[device.type]) if case.kind in told.only]
             path = output / "results" / file_name(device)
-            result = run(cases, device, 0 if told.small else SECONDS[device.type], until, path)
+            seconds = 0 if told.small else min(SECONDS[device.type], until - time.monotonic())
+            result = run(cases, device, seconds, until, path)
             failed |= any("failed" in case for case in result["cases"])
             if "start-up" in told.only:
                 write(path, result | {"start_up": start_up(device, 1 if told.small else 3)})
@@ -91,16 +94,20 @@ def run(cases: list[Case], device: torch.device, seconds: float, until: float, p
     for case in cases:
         sizes = {"kind": case.kind, "channels": case.channels, "layers": case.layers, "batch": case.batch}
         found.append({"case": str(case)} | sizes | {"pixels": case.pixels})
-        say(f"{case}, on {device}")
+    works = [measure, look_inside] if device.type == "cuda" else [measure]
+    for work, (case, figures) in product(works, zip(cases, found, strict=True)):
+        if "failed" in figures:
+            continue
+        say(f"{case}, on {device}{': the profile' if work is look_inside else ''}")
         try:
             if time.monotonic() > until:
                 raise TimeoutError("no time was left for it")
-            for figures in measure(case, device, seconds * case.share):
-                found[-1] |= figures
+            for more in work(case, device, seconds * case.share):
+                figures |= more
                 write(path, result)
         except Exception as error:  # whatever it is, the other cases can still be measured
-            found[-1]["failed"] = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
-            say(f"  failed: {found[-1]['failed']}")
+            figures["failed"] = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
+            say(f"  failed: {figures['failed']}")
         write(path, result)
     return result
 
@@ -117,15 +124,6 @@ def measure(case: Case, device: torch.device, seconds: float) -> Iterator[dict]:
     yield {"float64_difference": difference, "published_passes": passes}
     say(f"  equal within {difference:.0e} in float64; a published step is {passes['forward']} passes")
 
-    arguments = batches(case, device, torch.float32)
-    floor = {}
-    if device.type == "cuda":
-        with plainly:
-            step = functools.partial(begin("ours", case, device).step, *arguments)
-            floor = {"floor_bytes": gpu.bytes_moved(step), "bandwidth": gpu.bandwidth(device)}
-        del step
-        yield floor
-
     forms, first = {}, {}
     for name in FORMS:
         forms[name], first[name] = warm(name, case, device)
@@ -139,14 +137,23 @@ def measure(case: Case, device: torch.device, seconds: float) -> Iterator[dict]:
         for side in sides.values():
             side["images_per_second"] = case.batch / side["seconds"]["median"]
         yield sides | {"ratio": spread(ratios)}
-    if device.type == "cuda":
-        for name, step in forms.items():
-            side = sides[name] | gpu.profile(step, device)
-            side["floor_fraction"] = floor["floor_bytes"] / floor["bandwidth"] / side["busy_seconds"]
-            yield {name: side}
 
 
-def warm(name: str, case: Case, device: torch.device):
+def look_inside(case: Case, device: torch.device, seconds: float) -> Iterator[dict]:
+    """What a GPU does in a step of each form, and how near that is to the least its bytes allow."""
+    with plainly:
+        step = functools.partial(begin("ours", case, device).step, *batches(case, device, torch.float32))
+        floor = {"floor_bytes": gpu.bytes_moved(step), "bandwidth": gpu.bandwidth(device)}
+    yield floor
+    inside = {}
+    for name in FORMS:
+        step, _ = warm(name, case, device)
+        inside[name] = gpu.profile(step, device)
+        inside[name]["floor_fraction"] = floor["floor_bytes"] / floor["bandwidth"] / inside[name]["busy_seconds"]
+        yield {"inside": dict(inside)}
+
+
+def warm(name: str, case: Case, device: torch.device) -> tuple[Step, dict]:
     """A form that has taken its first step, as a function of nothing; and the figures of that step.
 
     On a GPU that step is at full size, as capture and choice of kernels depend on it, and gives the peak of memory.
@@ -165,7 +172,7 @@ def warm(name: str, case: Case, device: torch.device):
     return step, {"first_step_seconds": seconds, "peak_memory_mib": round(peak / 2**20)}
 
 
-def pairs(case: Case, forms: dict, device: torch.device, seconds: float) -> Iterator[dict[str, float]]:
+def pairs(case: Case, forms: dict[str, Step], device: torch.device, seconds: float) -> Iterator[dict[str, float]]:
     """Seconds of a step in each form, in turn, so that a slow moment of the machine meets both."""
     until = time.monotonic() + seconds
     number, longest = 0, 0.0
@@ -175,7 +182,7 @@ def pairs(case: Case, forms: dict, device: torch.device, seconds: float) -> Iter
         yield pair
 
 
-def timed(step, device: torch.device) -> float:
+def timed(step: Step, device: torch.device) -> float:
     begun = time.perf_counter()
     step()
     if device.type == "cuda":

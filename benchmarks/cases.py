@@ -162,8 +162,8 @@ CASES = {
         Case("search", 24, 8, 8, share=0.45, pairs=2),
         Case("search", 8, 5, 32, share=0.35),
         Case("retrain", 16, 8, 32, share=0.1),
-        Case("attack", 16, 8, 100, share=0.05),
-        Case("autoattack", 16, 8, 100, share=0.05),
+        Case("attack", 16, 8, 50, share=0.05),
+        Case("autoattack", 16, 8, 50, share=0.05),
     ),
     "cuda": (
         Case("search", 24, 8, 32, share=0.4, pairs=2),

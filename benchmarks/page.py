@@ -61,9 +61,9 @@ def section(result: dict) -> str:
     }
     if result["kind"] == "cuda":
         columns |= {
-            "kernels": lambda case: both(case, "launches", "{:,}"),
-            "busy": lambda case: both(case, "busy_seconds", "{:.3g} s"),
-            "share of floor": lambda case: both(case, "floor_fraction", "{:.0%}"),
+            "kernels": lambda case: both(case.get("inside", {}), "launches", "{:,}"),
+            "busy": lambda case: both(case.get("inside", {}), "busy_seconds", "{:.3g} s"),
+            "share of floor": lambda case: both(case.get("inside", {}), "floor_fraction", "{:.0%}"),
             "memory": lambda case: both(case, "peak_memory_mib", "{:,} MiB"),
         }
     rows = [columns, ["---"] * len(columns)]
@@ -80,9 +80,10 @@ def ratio(spread: dict) -> str:
     return f"**{spread['median']:.2f}x** ({spread['min']:.2f} to {spread['max']:.2f})"
 
 
-def both(case: dict, name: str, form: str) -> str:
+def both(sides: dict, name: str, form: str) -> str:
     """A figure in the published form and in ours; - where a run was cut off before it."""
-    return " → ".join(form.format(case[side][name]) if name in case[side] else "-" for side in ("published", "ours"))
+    figures = (sides.get(side, {}).get(name) for side in ("published", "ours"))
+    return " → ".join("-" if figure is None else form.format(figure) for figure in figures)
 
 
 def draw(results: list[dict], path: Path) -> None:

@@ -1,5 +1,6 @@
 """The benchmarks at tiny size: what they write, what they refuse, and that their page is what the figures give."""
 
+import copy
 import dataclasses
 import json
 import shutil
@@ -60,6 +61,27 @@ def test_the_page_has_a_row_for_every_case_and_is_the_same_when_written_again(sm
     assert all(f"| {case['case']} |" in before["README.md"].decode() for case in result["cases"])
     assert main(["--page", "--output", str(folder)]) == 0
     assert {name: (folder / name).read_bytes() for name in GENERATED} == before
+
+
+def test_the_page_shows_what_a_gpu_did_and_what_was_never_measured(small, tmp_path):
+    _, result = small
+    sides = {"launches": 27_000, "busy_seconds": 0.349, "floor_fraction": 0.27}
+    whole, cut_off, failed = copy.deepcopy(result["cases"][:3])
+    whole["inside"] = {"published": sides, "ours": sides}
+    for side in ("published", "ours"):
+        whole[side]["peak_memory_mib"] = cut_off[side]["peak_memory_mib"] = 5200
+    failed = {"case": failed["case"], "kind": failed["kind"], "failed": "OutOfMemoryError: too large"}
+    (tmp_path / "results").mkdir()
+    (tmp_path / "results" / "a-gpu.json").write_text(
+        json.dumps(result | {"device": "A GPU", "kind": "cuda", "cases": [whole, cut_off, failed]})
+    )
+    page.write(tmp_path)
+    lines = (tmp_path / "README.md").read_text().splitlines()
+    [row] = [line for line in lines if line.startswith(f"| {whole['case']} |")]
+    assert row.endswith("| 27,000 → 27,000 | 0.349 s → 0.349 s | 27% → 27% | 5,200 MiB → 5,200 MiB |")
+    [row] = [line for line in lines if line.startswith(f"| {cut_off['case']} |")]
+    assert row.endswith("| - → - | - → - | - → - | 5,200 MiB → 5,200 MiB |")
+    assert f"{failed['case']} failed: OutOfMemoryError: too large" in lines
 
 
 def test_the_committed_page_is_what_the_committed_figures_give(tmp_path):
