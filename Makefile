@@ -47,11 +47,12 @@ format: .venv/dev ## Mend style and formatting
 typecheck: .venv/dev ## Check types
 	$(BIN)/mypy
 
-bench: .venv/dev ## Run the benchmarks; each prints a ratio against a baseline of the same run
-	@set -e; for file in benchmarks/*.py; do echo "$$file"; $(BIN)/python "$$file"; done
+bench: .venv/dev ## Measure our steps against their published form, in ten minutes; writes benchmarks/README.md
+	$(BIN)/python -m benchmarks
 
-generate: .venv/runtime ## Write anew what is generated: YAML of components and pipelines, READMEs of components
+generate: .venv/runtime ## Write anew what is generated: YAML of components and pipelines, their READMEs, the benchmarks' page
 	$(BIN)/python -m pipelines compile
+	$(BIN)/python -m benchmarks --page
 
 lock: .venv/dev ## Write the locks anew from pyproject.toml; with UPGRADE=1, to the newest versions
 	echo 'setuptools>=77' | $(COMPILE) $(if $(UPGRADE),--upgrade) --extra pipelines --extra dev pyproject.toml - \

@@ -43,7 +43,12 @@ def test_the_page_covers_what_users_ask_about():
 
 @pytest.mark.parametrize(
     "page",
-    [ROOT / "README.md", *ROOT.glob("docs/*.md"), *ROOT.glob("components/*/README.md")],
+    [
+        ROOT / "README.md",
+        ROOT / "benchmarks" / "README.md",
+        *ROOT.glob("docs/*.md"),
+        *ROOT.glob("components/*/README.md"),
+    ],
     ids=lambda page: str(page.relative_to(ROOT)),
 )
 def test_every_link_leads_to_a_file(page):
