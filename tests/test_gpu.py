@@ -5,6 +5,7 @@ import torch
 from torch.nn import functional
 
 from arnas import config, runtime
+from arnas.data import image_set
 from arnas.space.layout import EDGES, NODES, Layout
 from arnas.space.network import build
 from arnas.space.operations import OPERATIONS
@@ -70,3 +71,17 @@ def test_every_stage_runs_on_the_gpu(tmp_path):
         )
         assert evaluation["clean"] >= evaluation["pgd20"]
     blackbox.run(models, tmp_path / "images", tmp_path / "blackbox", settings.blackbox, **on_gpu)
+
+
+@pytest.mark.parametrize("size", [7, 32])
+def test_batches_streamed_to_the_gpu_are_those_that_lie_there(noise, monkeypatch, size):
+    resident = image_set.load(noise, "cuda")
+    monkeypatch.setattr(image_set, "RESIDENT_SHARE", 0.0)
+    streamed = image_set.load(noise, "cuda")
+    assert resident.images.is_cuda and streamed.images.device.type == "cpu" and streamed.device.type == "cuda"
+    order = torch.randint(90, (2, 300), device="cuda")
+    for (images, labels), (same_images, same_labels) in zip(
+        streamed.batches(order, size), resident.batches(order, size), strict=True
+    ):
+        torch.rand(2000, 2000, device="cuda").matmul(torch.rand(2000, 2000, device="cuda"))  # the copy has to wait
+        assert images.is_cuda and torch.equal(images, same_images) and torch.equal(labels, same_labels)

@@ -4,7 +4,6 @@ Robust accuracy on held-out data peaks long before the last epoch (robust overfi
 """
 
 import copy
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,6 +14,7 @@ from arnas import runtime
 from arnas.attacks import PGD
 from arnas.checkpoints import Keeper
 from arnas.config import Retrain
+from arnas.data import image_set
 from arnas.data.image_set import ImageSet, augment
 from arnas.space.folding import attackable
 from arnas.space.network import Classifier
@@ -53,7 +53,7 @@ def train(network: Classifier, images: ImageSet, recipe: Retrain, keeper: Keeper
         Diverged: A loss is not finite.
         Interrupted: The process was asked to stop.
     """
-    device = images.images.device
+    device = images.device
     runtime.place(network, device)
     averaged = copy.deepcopy(network) if recipe.weight_averaging else None
     objective = distributed.parallel(Objective(network, recipe))
@@ -83,12 +83,12 @@ def train(network: Classifier, images: ImageSet, recipe: Retrain, keeper: Keeper
     bar = runtime.Progress(keeper.stage, total, done)
     while progress.epoch < recipe.epochs:
         runtime.seed(recipe.seed, "retrain", "order", progress.epoch)
-        order = indices[torch.randperm(len(indices)).to(device)].split(recipe.batch_size)
-        for step in range(progress.step, steps):
+        order = indices[torch.randperm(len(indices)).to(device)][: steps * recipe.batch_size]
+        left = order[progress.step * recipe.batch_size :]
+        for step, (chosen, labels) in enumerate(images.batches(left, recipe.batch_size), progress.step):
             runtime.seed(recipe.seed, "retrain", progress.epoch, step)
             optimizer.param_groups[0]["lr"] = learning_rate(recipe, progress.epoch + step / steps)
-            batch = augment(images.images[order[step]], recipe.crop_padding, recipe.flip, recipe.cutout)
-            labels = images.labels[order[step]]
+            batch = augment(chosen, recipe.crop_padding, recipe.flip, recipe.cutout)
             with distributed.share(len(batch)) as part:
                 mean_loss, logits = objective(batch[part], labels[part])
             optimizer.zero_grad()
@@ -130,7 +130,8 @@ def holdout_accuracy(network: Classifier, images: ImageSet, recipe: Retrain) -> 
     indices = images.splits["holdout"][: recipe.selection_images]
     clean, robust = 0, 0.0
     model = attackable(network)().eval()
-    for batch, labels in _batches(images, indices):
+    for chosen, labels in images.batches(indices, EVALUATION_BATCH):
+        batch = image_set.as_pixels(chosen)
         right = torch.zeros_like(labels)
         with distributed.share(len(batch)) as part:
             right[part] = (model(batch[part]).argmax(-1) == labels[part]).long()
@@ -138,9 +139,9 @@ def holdout_accuracy(network: Classifier, images: ImageSet, recipe: Retrain) -> 
         clean += len(attacked)
         if len(attacked):
             with distributed.share(len(attacked)) as part:
-                chosen = attacked[part]
-                adversarial = attack(model, batch[chosen], labels[chosen])
-                robust += int((model(adversarial).argmax(-1) == labels[chosen]).sum())
+                own = attacked[part]
+                adversarial = attack(model, batch[own], labels[own])
+                robust += int((model(adversarial).argmax(-1) == labels[own]).sum())
     (robust,) = distributed.totals(robust)
     return {"clean": clean / len(indices), "robust": robust / len(indices)}
 
@@ -176,7 +177,3 @@ def _add(totals: dict[str, float], figures: dict[str, float]) -> None:
 
 def _latest(progress: TrainingState) -> dict[str, float]:
     return {key: progress.epochs[-1][key] for key in ("clean", "robust")} if progress.epochs else {}
-
-
-def _batches(images: ImageSet, indices: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-    return (images.batch(part) for part in indices.split(EVALUATION_BATCH))
