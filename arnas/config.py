@@ -172,8 +172,11 @@ class Whitebox(Stage):
         10_000, ge=0, description="Of those, the first this many under AutoAttack; 0 leaves it out."
     )
     block_size: int = Field(
-        250, ge=1, description="Images attacked together; a finished block is never computed again."
+        1000,
+        ge=1,
+        description="Images of which those that still matter are attacked together; the unit of sharing work.",
     )
+    batch_size: int = Field(250, ge=1, description="Images that pass through a network at once.")
     examples: int = Field(6, ge=0, description="Attacked images kept for the report.")
 
 
@@ -187,8 +190,11 @@ class Blackbox(Stage):
     square_images: int = Field(1_000, ge=0, description="Of those, the first this many under Square; 0 leaves it out.")
     square_queries: int = Field(5_000, ge=1, description="Queries Square may ask for an image.")
     block_size: int = Field(
-        250, ge=1, description="Images attacked together; a finished block is never computed again."
+        1000,
+        ge=1,
+        description="Images of which those that still matter are attacked together; the unit of sharing work.",
     )
+    batch_size: int = Field(250, ge=1, description="Images that pass through a network at once.")
 
 
 class Settings(BaseModel):

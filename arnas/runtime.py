@@ -98,13 +98,13 @@ def seed(*parts: int | str) -> None:
     torch.manual_seed(int.from_bytes(hashlib.sha256(name.encode()).digest()[:7]))
 
 
-#: Samples of the whole batch, and this process's part of it, where several processes share a batch
-_shared: tuple[int, slice] | None = None
+#: Samples of a whole, and those of it that are at hand: this process's part, or what an attack is left to do
+_shared: tuple[int, slice | torch.Tensor] | None = None
 
 
 @contextmanager
-def drawing(whole: int, part: slice) -> Iterator[None]:
-    """Within, `draw` draws for a batch of `whole` samples, of which this process has the `part`."""
+def drawing(whole: int, part: slice | torch.Tensor) -> Iterator[None]:
+    """Within, `draw` draws for `whole` samples, of which those of `part` (a slice, or indices) are at hand."""
     global _shared
     before, _shared = _shared, (whole, part)
     try:
@@ -114,7 +114,7 @@ def drawing(whole: int, part: slice) -> Iterator[None]:
 
 
 def draw(sample: Callable[[torch.Tensor], torch.Tensor], like: torch.Tensor) -> torch.Tensor:
-    """Random numbers for the samples of a batch, which are the same however many processes share it.
+    """Random numbers for the samples of a batch, the same whichever others of its whole are in it (see `drawing`).
 
     Args:
         sample: From an empty tensor to random numbers in its shape, such as torch.randn_like.

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Self
 
 import torch
@@ -54,6 +55,15 @@ class Unit:
 
     run: Callable[[], None]
     passes: int
+
+
+def in_batches(run: Callable[[int], None], samples: int, size: int, passes: int) -> list[Unit]:
+    """Units that run the batches 0, 1, ... of at most `samples` samples, with `passes` each.
+
+    How many samples an attack is left to do is known only when its turn comes; the last batches may then be empty.
+    """
+    starts = range(0, samples, size)
+    return [Unit(partial(run, start // size), passes * min(size, samples - start)) for start in starts]
 
 
 def work(stage: str, units: Sequence[Unit], state: dict[str, Any], models: Sequence[nn.Module], keeper: Keeper) -> None:

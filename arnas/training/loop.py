@@ -125,25 +125,29 @@ def learning_rate(recipe: Retrain, epoch: float) -> float:
 
 @torch.no_grad()
 def holdout_accuracy(network: Classifier, images: ImageSet, recipe: Retrain) -> dict[str, float]:
-    """Clean accuracy, and robust accuracy under PGD of `selection_steps`, on the hold-out."""
+    """Clean accuracy, and robust accuracy under PGD of `selection_steps`, on the hold-out.
+
+    Only what is right when clean is attacked, packed into full batches.
+    """
     attack = PGD(recipe.epsilon, max(recipe.epsilon / 4, 1e-12), recipe.selection_steps)
     indices = images.splits["holdout"][: recipe.selection_images]
-    clean, robust = 0, 0.0
     model = attackable(network)().eval()
+    clean = _still_right(model, images, indices)
+    robust = _still_right(model, images, clean, attack)
+    return {"clean": len(clean) / len(indices), "robust": len(robust) / len(indices)}
+
+
+def _still_right(model: Classifier, images: ImageSet, indices: Tensor, attack: PGD | None = None) -> Tensor:
+    """Those of the images, by index, that the model gets right, after an attack if there is one."""
+    found = [torch.zeros(0, dtype=torch.int64, device=images.device)]
     for chosen, labels in images.batches(indices, EVALUATION_BATCH):
         batch = image_set.as_pixels(chosen)
         right = torch.zeros_like(labels)
         with distributed.share(len(batch)) as part:
-            right[part] = (model(batch[part]).argmax(-1) == labels[part]).long()
-        attacked = distributed.total(right).nonzero()[:, 0]
-        clean += len(attacked)
-        if len(attacked):
-            with distributed.share(len(attacked)) as part:
-                own = attacked[part]
-                adversarial = attack(model, batch[own], labels[own])
-                robust += int((model(adversarial).argmax(-1) == labels[own]).sum())
-    (robust,) = distributed.totals(robust)
-    return {"clean": clean / len(indices), "robust": robust / len(indices)}
+            own = attack(model, batch[part], labels[part]) if attack else batch[part]
+            right[part] = (model(own).argmax(-1) == labels[part]).long()
+        found.append(distributed.total(right))
+    return indices[torch.cat(found).bool()]
 
 
 def _finish_epoch(progress: TrainingState, network: Classifier, images: ImageSet, recipe: Retrain) -> None:
