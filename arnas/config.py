@@ -150,6 +150,11 @@ class Retrain(Adversary, Augmentation, Stage):
     weight_averaging: float = Field(
         0.0, ge=0, lt=1, description="Decay of the averaged weights that are kept in place of the raw ones; 0 for none."
     )
+    precision: Literal["fp32", "tf32", "bf16"] = Field(
+        "fp32",
+        description="Arithmetic of the training attack and step: tf32 (NVIDIA GPUs) and bf16 are faster and not exact. "
+        "Selection and evaluation are true fp32.",
+    )
     selection_steps: int = Field(10, ge=1, description="PGD steps on the hold-out that select the best epoch.")
     selection_images: int = Field(2500, ge=1, description="Hold-out images used for it, at most.")
 

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-BENCHMARKS = sorted((Path(__file__).parents[1] / "benchmarks").glob("*.py"))
+FOLDER = Path(__file__).parents[1] / "benchmarks"
+BENCHMARKS = sorted(file for file in FOLDER.glob("*.py") if file.stem != "ablation")  # tests/test_ablation.py
 SMALL = ["--channels", "2", "--layers", "3", "--batch-size", "4", "--image-size", "8", "--repeats", "1"]
 
 

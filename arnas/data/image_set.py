@@ -103,7 +103,7 @@ class ImageSet:
                 raise InvalidInput(f"{self.file} cannot be read any more ({error}); mend its disk.") from error
             images = images.to(self.device, non_blocking=True, copy=True)
             if cuda:
-                copied[number % 2].record()
+                copied[number % 2].record(torch.cuda.current_stream(self.device))
                 copied[(number + 1) % 2].synchronize()
             if number + 1 < len(parts):
                 coming.append(thread.submit(read, number + 1))

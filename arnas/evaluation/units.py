@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from arnas.checkpoints import Keeper
 from arnas.errors import InvalidInput
-from arnas.runtime import Progress, say_resumed
+from arnas.runtime import Progress, precision, say_resumed
 
 
 @dataclass(frozen=True)
@@ -66,10 +66,12 @@ def in_batches(run: Callable[[int], None], samples: int, size: int, passes: int)
     return [Unit(partial(run, start // size), passes * min(size, samples - start)) for start in starts]
 
 
+@precision("fp32")
 def work(stage: str, units: Sequence[Unit], state: dict[str, Any], models: Sequence[nn.Module], keeper: Keeper) -> None:
     """Do the units that are not done yet, in order; `state["done"]` counts them.
 
-    Every pass through one of `models` moves the progress bar, and is a chance to save the state and to stop.
+    All is computed in true fp32. Every pass through one of `models` moves the progress bar, and is a chance to save the
+    state and to stop.
     """
     done = state["done"]
     say_resumed(stage, done, len(units), "attacks on blocks of samples")

@@ -89,11 +89,11 @@ def train(network: Classifier, images: ImageSet, recipe: Retrain, keeper: Keeper
             runtime.seed(recipe.seed, "retrain", progress.epoch, step)
             optimizer.param_groups[0]["lr"] = learning_rate(recipe, progress.epoch + step / steps)
             batch = augment(chosen, recipe.crop_padding, recipe.flip, recipe.cutout)
-            with distributed.share(len(batch)) as part:
-                mean_loss, logits = objective(batch[part], labels[part])
             optimizer.zero_grad()
-            # the processes' gradients are averaged, so a share of more samples weighs more
-            (mean_loss * (len(logits) * distributed.size() / len(batch))).backward()
+            with runtime.precision(recipe.precision, device), distributed.share(len(batch)) as part:
+                mean_loss, logits = objective(batch[part], labels[part])
+                # the processes' gradients are averaged, so a share of more samples weighs more
+                (mean_loss * (len(logits) * distributed.size() / len(batch))).backward()
             norm = nn.utils.clip_grad_norm_(network.parameters(), recipe.gradient_clip)
             right = int((logits.argmax(-1) == labels[part]).sum())
             loss, correct = distributed.totals(mean_loss.item() * len(logits), right)
@@ -124,6 +124,7 @@ def learning_rate(recipe: Retrain, epoch: float) -> float:
 
 
 @torch.no_grad()
+@runtime.precision("fp32")
 def holdout_accuracy(network: Classifier, images: ImageSet, recipe: Retrain) -> dict[str, float]:
     """Clean accuracy, and robust accuracy under PGD of `selection_steps`, on the hold-out.
 
