@@ -150,6 +150,11 @@ class Retrain(Adversary, Augmentation, Stage):
     weight_averaging: float = Field(
         0.0, ge=0, lt=1, description="Decay of the averaged weights that are kept in place of the raw ones; 0 for none."
     )
+    precision: Literal["fp32", "tf32", "bf16"] = Field(
+        "fp32",
+        description="Arithmetic of the training attack and step: tf32 (NVIDIA GPUs) and bf16 are faster and not exact. "
+        "Selection and evaluation are true fp32.",
+    )
     selection_steps: int = Field(10, ge=1, description="PGD steps on the hold-out that select the best epoch.")
     selection_images: int = Field(2500, ge=1, description="Hold-out images used for it, at most.")
 
@@ -172,8 +177,11 @@ class Whitebox(Stage):
         10_000, ge=0, description="Of those, the first this many under AutoAttack; 0 leaves it out."
     )
     block_size: int = Field(
-        250, ge=1, description="Images attacked together; a finished block is never computed again."
+        1000,
+        ge=1,
+        description="Images of which those that still matter are attacked together; the unit of sharing work.",
     )
+    batch_size: int = Field(250, ge=1, description="Images that pass through a network at once.")
     examples: int = Field(6, ge=0, description="Attacked images kept for the report.")
 
 
@@ -187,8 +195,11 @@ class Blackbox(Stage):
     square_images: int = Field(1_000, ge=0, description="Of those, the first this many under Square; 0 leaves it out.")
     square_queries: int = Field(5_000, ge=1, description="Queries Square may ask for an image.")
     block_size: int = Field(
-        250, ge=1, description="Images attacked together; a finished block is never computed again."
+        1000,
+        ge=1,
+        description="Images of which those that still matter are attacked together; the unit of sharing work.",
     )
+    batch_size: int = Field(250, ge=1, description="Images that pass through a network at once.")
 
 
 class Settings(BaseModel):

@@ -9,7 +9,7 @@ import resource
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Any, TextIO, TypeVar
@@ -66,6 +66,39 @@ def prepare(name: str = "auto", gpus: int = 0) -> torch.device:
     return chosen
 
 
+@contextmanager
+def precision(name: str, chosen: torch.device | str = "cpu") -> Iterator[None]:
+    """Within, matrix products and convolutions are computed as named; on leaving, also by an exception, as before.
+
+    As a decorator, `@precision("fp32")` says of a function that its figures are true fp32, whatever its caller set.
+
+    Args:
+        name: fp32 (true: no TF32, no autocast), tf32 (on CUDA), or bf16 (autocast; weights stay fp32).
+        chosen: The device that computes; fp32 is for all.
+    """
+    matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
+    kind = torch.device(chosen).type
+    before = matmul.allow_tf32, cudnn.allow_tf32
+    matmul.allow_tf32 = cudnn.allow_tf32 = name == "tf32"
+    try:
+        with ExitStack() as stack:
+            for each in {"cpu", "cuda", kind}:
+                stack.enter_context(torch.autocast(each, torch.bfloat16, enabled=name == "bf16" and each == kind))
+            yield
+    finally:
+        matmul.allow_tf32, cudnn.allow_tf32 = before
+
+
+def require_precision(name: str, chosen: torch.device) -> None:
+    """Refuse a precision that the device does not have, where it would be promised and not kept.
+
+    Raises:
+        InvalidInput: It is tf32, and the device is no GPU that computes so.
+    """
+    if name == "tf32" and (chosen.type != "cuda" or torch.cuda.get_device_capability(chosen) < (8, 0)):
+        raise InvalidInput(f"precision tf32 is for NVIDIA GPUs from Ampere on, not for {chosen}; choose fp32 or bf16.")
+
+
 def place(network: Network, chosen: torch.device) -> Network:
     """Bring a network to its device, and into the memory format that is fast there.
 
@@ -98,13 +131,13 @@ def seed(*parts: int | str) -> None:
     torch.manual_seed(int.from_bytes(hashlib.sha256(name.encode()).digest()[:7]))
 
 
-#: Samples of the whole batch, and this process's part of it, where several processes share a batch
-_shared: tuple[int, slice] | None = None
+#: Samples of a whole, and those of it that are at hand: this process's part, or what an attack is left to do
+_shared: tuple[int, slice | torch.Tensor] | None = None
 
 
 @contextmanager
-def drawing(whole: int, part: slice) -> Iterator[None]:
-    """Within, `draw` draws for a batch of `whole` samples, of which this process has the `part`."""
+def drawing(whole: int, part: slice | torch.Tensor) -> Iterator[None]:
+    """Within, `draw` draws for `whole` samples, of which those of `part` (a slice, or indices) are at hand."""
     global _shared
     before, _shared = _shared, (whole, part)
     try:
@@ -114,7 +147,7 @@ def drawing(whole: int, part: slice) -> Iterator[None]:
 
 
 def draw(sample: Callable[[torch.Tensor], torch.Tensor], like: torch.Tensor) -> torch.Tensor:
-    """Random numbers for the samples of a batch, which are the same however many processes share it.
+    """Random numbers for the samples of a batch, the same whichever others of its whole are in it (see `drawing`).
 
     Args:
         sample: From an empty tensor to random numbers in its shape, such as torch.randn_like.

@@ -5,6 +5,7 @@ import torch
 from torch.nn import functional
 
 from arnas import config, runtime
+from arnas.data import image_set
 from arnas.space.layout import EDGES, NODES, Layout
 from arnas.space.network import build
 from arnas.space.operations import OPERATIONS
@@ -54,6 +55,23 @@ def test_gradients_on_the_gpu_are_those_of_float64_on_the_cpu(kind):
         assert relative_error(mine, reference) < 2e-3
 
 
+@pytest.mark.parametrize("precision", ["tf32", "bf16"])
+def test_training_in_another_precision_learns_and_leaves_fp32_behind(images_and_recipe, tmp_path, precision):
+    images, recipe = images_and_recipe
+    recipe = recipe.model_copy(update={"precision": precision})
+    found = retrain.run(images, tmp_path / "out", recipe, name="net", checkpoints=tmp_path / "c", device="cuda")
+    assert found["last_clean"] > 0.3  # chance is 0.1
+    assert not torch.backends.cuda.matmul.allow_tf32 and not torch.backends.cudnn.allow_tf32
+    assert not torch.is_autocast_enabled("cuda")
+
+
+@pytest.fixture(scope="module")
+def images_and_recipe(tmp_path_factory):
+    settings = config.load("digits", {"retrain.architecture": "arnas-cifar10", "retrain.epochs": 6})
+    prepare.run(tmp_path_factory.getbasetemp() / "digits", settings.prepare)
+    return tmp_path_factory.getbasetemp() / "digits", settings.retrain
+
+
 def test_every_stage_runs_on_the_gpu(tmp_path):
     settings, checkpoints = config.load("smoke"), tmp_path / "checkpoints"
     on_gpu = {"checkpoints": checkpoints, "device": "cuda"}
@@ -70,3 +88,17 @@ def test_every_stage_runs_on_the_gpu(tmp_path):
         )
         assert evaluation["clean"] >= evaluation["pgd20"]
     blackbox.run(models, tmp_path / "images", tmp_path / "blackbox", settings.blackbox, **on_gpu)
+
+
+@pytest.mark.parametrize("size", [7, 32])
+def test_batches_streamed_to_the_gpu_are_those_that_lie_there(noise, monkeypatch, size):
+    resident = image_set.load(noise, "cuda")
+    monkeypatch.setattr(image_set, "RESIDENT_SHARE", 0.0)
+    streamed = image_set.load(noise, "cuda")
+    assert resident.images.is_cuda and streamed.images.device.type == "cpu" and streamed.device.type == "cuda"
+    order = torch.randint(90, (2, 300), device="cuda")
+    for (images, labels), (same_images, same_labels) in zip(
+        streamed.batches(order, size), resident.batches(order, size), strict=True
+    ):
+        torch.rand(2000, 2000, device="cuda").matmul(torch.rand(2000, 2000, device="cuda"))  # the copy has to wait
+        assert images.is_cuda and torch.equal(images, same_images) and torch.equal(labels, same_labels)

@@ -1,5 +1,8 @@
 """Attacks that do not see the network, on the test images in fixed blocks.
 
+What cannot change the outcome is not done: a sample that no model gets right is not attacked, and an example is tried
+on those that do. What a block has left is packed into batches, all of them full but the last.
+
 Examples made on one model are tried on all (Papernot et al. 2016, arXiv 1605.07277); Square asks only for logits.
 """
 
@@ -15,7 +18,7 @@ from arnas.attacks import PGD, Square
 from arnas.config import Blackbox
 from arnas.data.image_set import ImageSet
 from arnas.evaluation.models import predict
-from arnas.evaluation.units import Unit
+from arnas.evaluation.units import Unit, in_batches
 
 
 @dataclass(frozen=True)
@@ -52,33 +55,42 @@ class BlackboxEvaluation:
         units = []
         for start in range(0, total, self.settings.block_size):
             block = torch.arange(start, min(start + self.settings.block_size, total))
-            units += [Unit(partial(self._clean, block, name), len(block)) for name in self.models]
-            units += [Unit(partial(self._transfer, block, name), pgd_passes * len(block)) for name in self.models]
-            block = block[block < squared]
-            if len(block):
-                passes = self.settings.square_queries * len(block)
-                units += [Unit(partial(self._square, block, name), passes) for name in self.models]
+            for run, part, passes in (
+                (self._clean, block, 1),
+                (self._transfer, block, pgd_passes),
+                (self._square, block[block < squared], self.settings.square_queries),
+            ):
+                for name in self.models:
+                    units += in_batches(partial(run, part, name), len(part), self.settings.batch_size, passes)
         return units
 
-    def _clean(self, block: Tensor, name: str) -> None:
-        self.state["clean"][name][block] = self._right(name, *self._batch(block))
+    def _clean(self, block: Tensor, name: str, number: int) -> None:
+        places, images, labels = self._batch(block, number)
+        self.state["clean"][name][places] = self._right(name, images, labels)
 
-    def _transfer(self, block: Tensor, source: str) -> None:
-        images, labels = self._batch(block)
-        settings = self.settings
-        runtime.seed(settings.seed, "blackbox", "pgd", int(block[0]))
-        attack = PGD(settings.epsilon, settings.step_size, settings.attack_steps)
-        adversarial = attack(self.models[source], images, labels)
-        right = {target: self._right(target, adversarial, labels) for target in self.models}
-        for target in self.models:
-            self.state["transfer"][source][target][block] = self.state["clean"][target][block] & right[target]
-
-    def _square(self, block: Tensor, name: str) -> None:
-        places = block[self.state["clean"][name][block]]
+    def _transfer(self, block: Tensor, source: str, number: int) -> None:
+        clean, settings = self.state["clean"], self.settings
+        matters = torch.stack([right[block] for right in clean.values()]).any(0)
+        places, images, labels = self._batch(block[matters], number)
         if not len(places):
             return
-        images, labels = self._batch(places)
-        runtime.seed(self.settings.seed, "blackbox", "square", int(block[0]))
+        runtime.seed(settings.seed, "blackbox", "pgd", int(block[0]))
+        attack = PGD(settings.epsilon, settings.step_size, settings.attack_steps)
+        with runtime.drawing(len(block), places - block[0]):  # a sample's noise is its own, whoever else is attacked
+            adversarial = attack(self.models[source], images, labels)
+        found = {}
+        for target in self.models:
+            tried = clean[target][places]
+            if tried.any():
+                found[target] = places[tried], self._right(target, adversarial[tried], labels[tried])
+        for target, (tried, right) in found.items():
+            self.state["transfer"][source][target][tried] = right
+
+    def _square(self, block: Tensor, name: str, number: int) -> None:
+        places, images, labels = self._batch(block[self.state["clean"][name][block]], number)
+        if not len(places):
+            return
+        runtime.seed(self.settings.seed, "blackbox", "square", int(block[0]), number)
         attack = Square(self.settings.epsilon, self.settings.square_queries, seed=torch.initial_seed())
         adversarial = attack(self.models[name], images, labels)
         self.state["square"][name][places] = self._right(name, adversarial, labels)
@@ -86,5 +98,7 @@ class BlackboxEvaluation:
     def _right(self, name: str, images: Tensor, labels: Tensor) -> Tensor:
         return (predict(self.models[name], images) == labels).cpu()
 
-    def _batch(self, places: Tensor) -> tuple[Tensor, Tensor]:
-        return self.images.batch(self.images.splits["test"].cpu()[places])
+    def _batch(self, places: Tensor, number: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Those of the places that fall to a batch, and their images and labels."""
+        places = places[number * self.settings.batch_size :][: self.settings.batch_size]
+        return places, *self.images.batch(self.images.splits["test"].cpu()[places])

@@ -19,14 +19,14 @@ def load_fitting(path: str | Path, images: ImageSet) -> tuple[nn.Module, dict[st
     Raises:
         InvalidInput: `path` is no model, or the model is made for images or classes of other number or size.
     """
-    model, body = load_model(path, images.images.device)
+    model, body = load_model(path, images.device)
     shape, classes = tuple(body["content"]["data"]["shape"]), len(body["content"]["data"]["classes"])
     if (shape, classes) != (images.shape, len(images.classes)):
         raise InvalidInput(
             f"Model {path} expects images of shape {shape} in {classes} classes, but the image set has shape "
             f"{images.shape} and {len(images.classes)} classes; give images like those of its training."
         )
-    return attackable(runtime.place(model, images.images.device))(), body
+    return attackable(runtime.place(model, images.device))(), body
 
 
 @torch.no_grad()

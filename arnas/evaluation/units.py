@@ -3,6 +3,7 @@
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Self
 
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 
 from arnas.checkpoints import Keeper
 from arnas.errors import InvalidInput
-from arnas.runtime import Progress, say_resumed
+from arnas.runtime import Progress, precision, say_resumed
 
 
 @dataclass(frozen=True)
@@ -56,10 +57,21 @@ class Unit:
     passes: int
 
 
+def in_batches(run: Callable[[int], None], samples: int, size: int, passes: int) -> list[Unit]:
+    """Units that run the batches 0, 1, ... of at most `samples` samples, with `passes` each.
+
+    How many samples an attack is left to do is known only when its turn comes; the last batches may then be empty.
+    """
+    starts = range(0, samples, size)
+    return [Unit(partial(run, start // size), passes * min(size, samples - start)) for start in starts]
+
+
+@precision("fp32")
 def work(stage: str, units: Sequence[Unit], state: dict[str, Any], models: Sequence[nn.Module], keeper: Keeper) -> None:
     """Do the units that are not done yet, in order; `state["done"]` counts them.
 
-    Every pass through one of `models` moves the progress bar, and is a chance to save the state and to stop.
+    All is computed in true fp32. Every pass through one of `models` moves the progress bar, and is a chance to save the
+    state and to stop.
     """
     done = state["done"]
     say_resumed(stage, done, len(units), "attacks on blocks of samples")

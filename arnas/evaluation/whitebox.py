@@ -1,6 +1,7 @@
 """Attacks that see the network, on the test images in fixed blocks: FGSM, PGD-20, PGD-100, AutoAttack.
 
-A sample that is wrong when clean is not robust, and is not attacked.
+What cannot change the outcome is not done: a sample that is wrong when clean is not attacked, nor one by AutoAttack
+that a part before has broken. What a block has left is packed into batches, all of them full but the last.
 """
 
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ from arnas.attacks.autoattack import PARTS
 from arnas.config import Whitebox
 from arnas.data.image_set import ImageSet
 from arnas.evaluation.models import predict
-from arnas.evaluation.units import Shard, Unit
+from arnas.evaluation.units import Shard, Unit, in_batches
 
 WRONG, ROBUST = -2, -1  # values of autoattack_first that name no attack
 _PART_PASSES = dict(zip(PARTS, (300, 2700, 3600, 5000), strict=True))
@@ -63,33 +64,33 @@ class WhiteboxEvaluation:
         for number, start in enumerate(range(0, total, self.settings.block_size)):
             if not shard.takes(number):
                 continue
-            block = torch.arange(start, min(start + self.settings.block_size, total))
-            units += [
-                Unit(partial(self._clean, block), len(block)),
-                Unit(partial(self._attack, block, "fgsm", FGSM(epsilon)), 4 * len(block)),
-                Unit(partial(self._attack, block, "pgd20", PGD(epsilon, step_size, 20)), 61 * len(block)),
-                Unit(partial(self._attack, block, "pgd100", PGD(epsilon, step_size, 100)), 301 * len(block)),
-            ]
+            block, size = torch.arange(start, min(start + self.settings.block_size, total)), self.settings.batch_size
+            units += in_batches(partial(self._clean, block), len(block), size, 1)
+            for name, attack, passes in (
+                ("fgsm", FGSM(epsilon), 4),
+                ("pgd20", PGD(epsilon, step_size, 20), 61),
+                ("pgd100", PGD(epsilon, step_size, 100), 301),
+            ):
+                units += in_batches(partial(self._attack, block, name, attack), len(block), size, passes)
             block = block[block < autoattacked]
-            if len(block):
-                for part, passes in _PART_PASSES.items():
-                    units.append(Unit(partial(self._autoattack, block, part), passes * len(block)))
+            for part, passes in _PART_PASSES.items():
+                units += in_batches(partial(self._autoattack, block, part), len(block), size, passes)
         return units
 
-    def _clean(self, block: Tensor) -> None:
-        images, labels = self._batch(block)
+    def _clean(self, block: Tensor, number: int) -> None:
+        places, images, labels = self._batch(block, number)
         right = (predict(self.model, images) == labels).cpu()
-        self.state["outcomes"]["clean"][block] = right
+        self.state["outcomes"]["clean"][places] = right
         first = self.state["autoattack_first"]
-        first[block[right & (block < len(first))]] = ROBUST
+        first[places[right & (places < len(first))]] = ROBUST
 
-    def _attack(self, block: Tensor, name: str, attack: Attack) -> None:
-        places = block[self.state["outcomes"]["clean"][block]]
+    def _attack(self, block: Tensor, name: str, attack: Attack, number: int) -> None:
+        places, images, labels = self._batch(block[self.state["outcomes"]["clean"][block]], number)
         if not len(places):
             return
-        images, labels = self._batch(places)
         runtime.seed(self.settings.seed, "whitebox", name, int(block[0]))
-        adversarial = attack(self.model, images, labels)
+        with runtime.drawing(len(block), places - block[0]):  # a sample's noise is its own, whoever else is attacked
+            adversarial = attack(self.model, images, labels)
         prediction = predict(self.model, adversarial)
         self.state["outcomes"][name][places] = (prediction == labels).cpu()
         if name == "pgd20":
@@ -101,12 +102,14 @@ class WhiteboxEvaluation:
         for name, values in (("places", places), ("adversarial", adversarial), ("prediction", prediction)):
             kept[name] = torch.cat([kept[name], values[:more]])
 
-    def _autoattack(self, block: Tensor, part: str) -> None:
+    def _autoattack(self, block: Tensor, part: str, number: int) -> None:
         first = self.state["autoattack_first"]
-        places = block[first[block] == ROBUST]
+        # what this part has broken, in a batch before, was there when it began
+        standing = (first[block] == ROBUST) | (first[block] >= PARTS.index(part))
+        places, images, labels = self._batch(block[standing], number)
         if not len(places):
             return
-        images, labels = self._batch(places)
+        # the same seed for every batch of a block, as in the library
         runtime.seed(self.settings.seed, "whitebox", "autoattack", int(block[0]))
         attack = AutoAttack(self.settings.epsilon, seed=torch.initial_seed())
         _, broken, warnings = attack.part(part, self.model, images, labels)
@@ -114,5 +117,7 @@ class WhiteboxEvaluation:
         known = self.state["warnings"]
         known += [warning for warning in warnings if warning not in known]
 
-    def _batch(self, places: Tensor) -> tuple[Tensor, Tensor]:
-        return self.images.batch(self.images.splits["test"].cpu()[places])
+    def _batch(self, places: Tensor, number: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Those of the places that fall to a batch, and their images and labels."""
+        places = places[number * self.settings.batch_size :][: self.settings.batch_size]
+        return places, *self.images.batch(self.images.splits["test"].cpu()[places])

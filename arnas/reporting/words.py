@@ -75,7 +75,14 @@ def qualification(scores: Mapping[str, Any]) -> str:
 
 def limits(run: Run, scores: Mapping[str, Any]) -> list[str]:
     """What the run can and cannot show, one sentence or two for each reason."""
-    return [*_data(scores), *_intervals(scores), *_training(run), *_recipe(run), *_attacks(run, scores)]
+    return [
+        *_data(scores),
+        *_intervals(scores),
+        *_training(run),
+        *_recipe(run),
+        *_precision(run),
+        *_attacks(run, scores),
+    ]
 
 
 def _data(scores: Mapping[str, Any]) -> list[str]:
@@ -137,6 +144,22 @@ def _recipe(run: Run) -> list[str]:
             smaller.setdefault(", ".join(words), []).append(name)
     lines = [f"{words} ({', '.join(names)})" for words, names in smaller.items()]
     return [f"The training is scaled down from the published recipe: {'; '.join(lines)}."] if lines else []
+
+
+def _precision(run: Run) -> list[str]:
+    models = dict(run.models)
+    if run.transfer:
+        models[f"{run.transfer[0]['content']['name']} (transferred)"] = run.transfer[0]
+    found: dict[str, list[str]] = {}  # precision: names of the models
+    for name, body in models.items():
+        precision = body["content"]["settings"].get("precision", "fp32")  # earlier versions had no other
+        if precision != "fp32":
+            found.setdefault(precision, []).append(name)
+    return [
+        f"Not trained in exact arithmetic but in {precision}: {', '.join(names)}. "
+        "The hold-out that selects the epoch, and the attacks that are reported, are true fp32."
+        for precision, names in found.items()
+    ]
 
 
 def _attacks(run: Run, scores: Mapping[str, Any]) -> list[str]:

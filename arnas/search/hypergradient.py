@@ -15,6 +15,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from arnas import runtime
+
 Loss = Callable[[], Tensor]
 
 
@@ -28,6 +30,7 @@ class VirtualStep:
     velocity: Sequence[Tensor]  # momentum buffers, one a weight; zeros before the first step
 
 
+@runtime.precision("fp32")  # TF32 changes a finite difference by a fifth or more
 def hypergradients(
     objectives: Sequence[Loss],
     train_loss: Loss,

@@ -168,7 +168,7 @@ def search(images: ImageSet, settings: Search, keeper: Keeper) -> tuple[Supernet
         Diverged: A loss is not finite.
         Interrupted: The process was asked to stop.
     """
-    device = images.images.device
+    device = images.device
     runtime.seed(settings.seed, "search", "supernet")
     supernet = Supernet(layout(settings), settings.channels, len(images.classes), images.shape[0])
     supernet = runtime.place(supernet, device)
@@ -185,11 +185,11 @@ def search(images: ImageSet, settings: Search, keeper: Keeper) -> tuple[Supernet
     while epoch < settings.epochs:
         step.set_epoch(epoch)
         runtime.seed(settings.seed, "search", "order", epoch)
-        orders = [half[torch.randperm(len(half)).to(device)] for half in halves]
-        for index in range(done, steps):
+        orders = [half[torch.randperm(len(half)).to(device)][: steps * settings.batch_size] for half in halves]
+        left = torch.stack(orders)[:, done * settings.batch_size :]
+        for index, batch in enumerate(images.batches(left, settings.batch_size), done):
             runtime.seed(settings.seed, "search", epoch, index)
-            chosen = slice(index * settings.batch_size, (index + 1) * settings.batch_size)
-            train, validation = (_batch(images, order[chosen], settings) for order in orders)
+            train, validation = _augmented(*batch, settings)
             figures = step(train, validation, f"epoch {epoch}, step {index}")
             history.steps.append([epoch, index, *figures.values()])
             done = index + 1
@@ -208,8 +208,9 @@ def layout(settings: Search) -> Layout:
     return Layout.parse(settings.layout) if settings.layout else Layout.paper(settings.layers)
 
 
-def _batch(images: ImageSet, indices: Tensor, settings: Search) -> tuple[Tensor, Tensor]:
-    return augment(images.images[indices], settings.crop_padding, settings.flip), images.labels[indices]
+def _augmented(images: Tensor, labels: Tensor, settings: Search) -> list[tuple[Tensor, Tensor]]:
+    """The batches of both halves, from uint8 [2, B, C, H, W] and labels [2, B]."""
+    return [(augment(half, settings.crop_padding, settings.flip), y) for half, y in zip(images, labels, strict=True)]
 
 
 def _state(step: SearchStep, history: History, position: tuple[int, int]) -> dict[str, Any]:

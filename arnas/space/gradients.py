@@ -39,13 +39,17 @@ class Convolution(nn.Conv2d):
 
 
 class _Turning(torch.autograd.Function):
+    """Under autocast both ways are bf16, as torch's own would be."""
+
     @staticmethod
+    @torch.amp.custom_fwd(device_type="cpu", cast_inputs=torch.bfloat16)  # type: ignore[untyped-decorator]
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, geometry: tuple[Any, ...]) -> Tensor:
         ctx.save_for_backward(x if ctx.needs_input_grad[1] else None, weight)  # an attack need not keep the input
         ctx.shape, ctx.geometry = x.shape, geometry
         return functional.conv2d(x, weight, bias, *geometry)
 
     @staticmethod
+    @torch.amp.custom_bwd(device_type="cpu")  # type: ignore[untyped-decorator]
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         x, weight = ctx.saved_tensors
         stride, padding, dilation, groups = ctx.geometry

@@ -60,6 +60,7 @@ def run(
     artifacts.require_writable(output)
     store = CheckpointStore.open(checkpoints)
     chosen, processes = runtime.prepare(device, gpus), processes or max(gpus, 1)
+    runtime.require_precision(settings.precision, chosen)
     if processes > 1 and chosen.type == "mps":
         raise InvalidInput(f"{processes} processes cannot share the device mps; choose 1, or the device cpu.")
     if (processes > 1 or distributed.nodes() > 1) and not distributed.launched():

@@ -212,6 +212,7 @@ class BatchNorm(nn.BatchNorm2d):
     def forward(self, images: Tensor) -> Tensor:
         if not self.training:
             return super().forward(images)
+        images = images.to(self.weight.dtype)  # of bf16 the sums would be too coarse
         with torch.no_grad():
             sums = total(torch.cat([images.sum((0, 2, 3)), images.new_full((1,), images[:, 0].numel())]))
             mean, count = sums[:-1] / sums[-1], sums[-1]

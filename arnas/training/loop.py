@@ -4,7 +4,6 @@ Robust accuracy on held-out data peaks long before the last epoch (robust overfi
 """
 
 import copy
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,6 +14,7 @@ from arnas import runtime
 from arnas.attacks import PGD
 from arnas.checkpoints import Keeper
 from arnas.config import Retrain
+from arnas.data import image_set
 from arnas.data.image_set import ImageSet, augment
 from arnas.space.folding import attackable
 from arnas.space.network import Classifier
@@ -53,7 +53,7 @@ def train(network: Classifier, images: ImageSet, recipe: Retrain, keeper: Keeper
         Diverged: A loss is not finite.
         Interrupted: The process was asked to stop.
     """
-    device = images.images.device
+    device = images.device
     runtime.place(network, device)
     averaged = copy.deepcopy(network) if recipe.weight_averaging else None
     objective = distributed.parallel(Objective(network, recipe))
@@ -83,17 +83,17 @@ def train(network: Classifier, images: ImageSet, recipe: Retrain, keeper: Keeper
     bar = runtime.Progress(keeper.stage, total, done)
     while progress.epoch < recipe.epochs:
         runtime.seed(recipe.seed, "retrain", "order", progress.epoch)
-        order = indices[torch.randperm(len(indices)).to(device)].split(recipe.batch_size)
-        for step in range(progress.step, steps):
+        order = indices[torch.randperm(len(indices)).to(device)][: steps * recipe.batch_size]
+        left = order[progress.step * recipe.batch_size :]
+        for step, (chosen, labels) in enumerate(images.batches(left, recipe.batch_size), progress.step):
             runtime.seed(recipe.seed, "retrain", progress.epoch, step)
             optimizer.param_groups[0]["lr"] = learning_rate(recipe, progress.epoch + step / steps)
-            batch = augment(images.images[order[step]], recipe.crop_padding, recipe.flip, recipe.cutout)
-            labels = images.labels[order[step]]
-            with distributed.share(len(batch)) as part:
-                mean_loss, logits = objective(batch[part], labels[part])
+            batch = augment(chosen, recipe.crop_padding, recipe.flip, recipe.cutout)
             optimizer.zero_grad()
-            # the processes' gradients are averaged, so a share of more samples weighs more
-            (mean_loss * (len(logits) * distributed.size() / len(batch))).backward()
+            with runtime.precision(recipe.precision, device), distributed.share(len(batch)) as part:
+                mean_loss, logits = objective(batch[part], labels[part])
+                # the processes' gradients are averaged, so a share of more samples weighs more
+                (mean_loss * (len(logits) * distributed.size() / len(batch))).backward()
             norm = nn.utils.clip_grad_norm_(network.parameters(), recipe.gradient_clip)
             right = int((logits.argmax(-1) == labels[part]).sum())
             loss, correct = distributed.totals(mean_loss.item() * len(logits), right)
@@ -124,25 +124,31 @@ def learning_rate(recipe: Retrain, epoch: float) -> float:
 
 
 @torch.no_grad()
+@runtime.precision("fp32")
 def holdout_accuracy(network: Classifier, images: ImageSet, recipe: Retrain) -> dict[str, float]:
-    """Clean accuracy, and robust accuracy under PGD of `selection_steps`, on the hold-out."""
+    """Clean accuracy, and robust accuracy under PGD of `selection_steps`, on the hold-out.
+
+    Only what is right when clean is attacked, packed into full batches.
+    """
     attack = PGD(recipe.epsilon, max(recipe.epsilon / 4, 1e-12), recipe.selection_steps)
     indices = images.splits["holdout"][: recipe.selection_images]
-    clean, robust = 0, 0.0
     model = attackable(network)().eval()
-    for batch, labels in _batches(images, indices):
+    clean = _still_right(model, images, indices)
+    robust = _still_right(model, images, clean, attack)
+    return {"clean": len(clean) / len(indices), "robust": len(robust) / len(indices)}
+
+
+def _still_right(model: Classifier, images: ImageSet, indices: Tensor, attack: PGD | None = None) -> Tensor:
+    """Those of the images, by index, that the model gets right, after an attack if there is one."""
+    found = [torch.zeros(0, dtype=torch.int64, device=images.device)]
+    for chosen, labels in images.batches(indices, EVALUATION_BATCH):
+        batch = image_set.as_pixels(chosen)
         right = torch.zeros_like(labels)
         with distributed.share(len(batch)) as part:
-            right[part] = (model(batch[part]).argmax(-1) == labels[part]).long()
-        attacked = distributed.total(right).nonzero()[:, 0]
-        clean += len(attacked)
-        if len(attacked):
-            with distributed.share(len(attacked)) as part:
-                chosen = attacked[part]
-                adversarial = attack(model, batch[chosen], labels[chosen])
-                robust += int((model(adversarial).argmax(-1) == labels[chosen]).sum())
-    (robust,) = distributed.totals(robust)
-    return {"clean": clean / len(indices), "robust": robust / len(indices)}
+            own = attack(model, batch[part], labels[part]) if attack else batch[part]
+            right[part] = (model(own).argmax(-1) == labels[part]).long()
+        found.append(distributed.total(right))
+    return indices[torch.cat(found).bool()]
 
 
 def _finish_epoch(progress: TrainingState, network: Classifier, images: ImageSet, recipe: Retrain) -> None:
@@ -176,7 +182,3 @@ def _add(totals: dict[str, float], figures: dict[str, float]) -> None:
 
 def _latest(progress: TrainingState) -> dict[str, float]:
     return {key: progress.epochs[-1][key] for key in ("clean", "robust")} if progress.epochs else {}
-
-
-def _batches(images: ImageSet, indices: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-    return (images.batch(part) for part in indices.split(EVALUATION_BATCH))

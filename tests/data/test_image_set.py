@@ -1,10 +1,17 @@
+import json
+import os
+import subprocess
+import sys
+import threading
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors.torch import save_file
 from torch.nn import functional
 
-from arnas import config
+from arnas import artifacts, config
 from arnas.data import image_set
 from arnas.data.image_set import augment
 from arnas.errors import InvalidInput
@@ -130,3 +137,128 @@ def test_a_damaged_set_is_refused(tmp_path):
     file.write_bytes(data)
     with pytest.raises(InvalidInput, match=r"images\.safetensors is missing or damaged"):
         image_set.load(tmp_path / "set")
+
+
+@pytest.fixture
+def streamed(noise, monkeypatch):
+    """An image set whose images stay in their file."""
+    monkeypatch.setattr(image_set, "RESIDENT_SHARE", 0.0)
+    return image_set.load(noise)
+
+
+def readers():
+    return [thread for thread in threading.enumerate() if thread.name.startswith("images")]
+
+
+@pytest.mark.parametrize("rows", [(), (2,)])
+@pytest.mark.parametrize(("count", "size"), [(40, 10), (41, 10), (3, 10), (1, 1), (0, 5)])
+def test_a_streamed_set_gives_the_batches_of_a_resident_one(streamed, noise, monkeypatch, rows, count, size):
+    monkeypatch.undo()
+    resident = image_set.load(noise)
+    assert resident.file is None and streamed.file is not None
+    order = torch.randint(90, (*rows, count))
+    found, expected = ([*images.batches(order, size)] for images in (streamed, resident))
+    assert len(found) == len(expected) == -(-count // size)
+    for (images, labels), (same_images, same_labels) in zip(found, expected, strict=True):
+        assert torch.equal(images, same_images) and torch.equal(labels, same_labels)
+    assert all(map(torch.equal, streamed.batch(order.flatten()), resident.batch(order.flatten())))
+    assert not readers()
+
+
+def test_the_next_batch_is_read_while_one_is_used(streamed, monkeypatch):
+    select, read = torch.index_select, [threading.Event() for _ in range(4)]
+    waiting = iter(read)
+
+    def select_and_tell(*arguments, **options):
+        found = select(*arguments, **options)
+        assert threading.current_thread() is not threading.main_thread()
+        next(waiting).set()
+        return found
+
+    monkeypatch.setattr(torch, "index_select", select_and_tell)
+    for number, (images, _) in enumerate(streamed.batches(torch.arange(40), 10)):
+        assert number == 3 or read[number + 1].wait(30)
+        assert torch.equal(images, streamed.images[10 * number : 10 * number + 10])  # what comes does not overwrite it
+
+
+def test_what_fails_in_the_background_is_one_sentence_where_the_batch_is_used(streamed, monkeypatch):
+    select, reads = torch.index_select, iter([None, OSError("Input/output error")])
+
+    def select_or_fail(*arguments, **options):
+        if error := next(reads):
+            raise error
+        return select(*arguments, **options)
+
+    monkeypatch.setattr(torch, "index_select", select_or_fail)
+    used = 0
+    with pytest.raises(InvalidInput, match=r"images\.safetensors cannot be read any more \(Input/output error\)"):
+        for _ in streamed.batches(torch.arange(40), 10):
+            used += 1
+    assert used == 1 and not readers()
+
+
+def test_a_loop_that_is_left_leaves_no_thread(streamed):
+    for _ in streamed.batches(torch.arange(40), 10):
+        assert readers()
+        break
+    assert not readers()
+    try:
+        for _ in streamed.batches(torch.arange(40), 10):
+            raise KeyError
+    except KeyError as error:
+        assert error.__traceback__ and not readers()  # although the frames of the loop still live
+
+
+def test_images_are_resident_where_they_take_a_quarter_of_the_free_memory_at_most(noise, monkeypatch):
+    size = (noise / "images.safetensors").stat().st_size
+    for free, resident in ((4 * size, True), (4 * size - 1, False)):
+        monkeypatch.setattr(image_set, "_free", lambda device, free=free: free)
+        assert (image_set.load(noise).file is None) is resident
+
+
+MEMORY = """
+import sys, torch
+from arnas.data import image_set
+
+def megabytes():  # of memory that the system cannot take back, as it can what is mapped and only read
+    return next(int(line.split()[1]) // 1000 for line in open("/proc/self/status") if line.startswith("RssAnon"))
+
+torch.set_num_threads(1)
+image_set.RESIDENT_SHARE, before = 0, megabytes()
+images = image_set.load(sys.argv[1])
+peak = max(megabytes() for _ in images.batches(torch.randperm(len(images.images)), 20))
+print(peak - before)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the memory of a process is told by Linux alone")
+def test_a_set_of_300_mb_is_streamed_in_a_fifth_of_that_memory(tmp_path):
+    count, shape = 2000, [3, 224, 224]
+    with artifacts.publish(tmp_path / "set") as folder:
+        folder.mkdir()
+        tensors = {"images": torch.zeros(count, *shape, dtype=torch.uint8), "labels": torch.zeros(count).long()}
+        tensors |= dict(zip(image_set.SPLITS, torch.arange(count).split(count // 4), strict=True))
+        save_file(tensors, folder / "images.safetensors")
+        artifacts.write(folder, "image_set", {"classes": ["a"], "shape": shape}, {})
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    command = [sys.executable, "-c", MEMORY, str(tmp_path / "set")]
+    told = subprocess.run(command, capture_output=True, text=True, check=True, env=environment).stdout
+    assert int(told) < 60
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="files with holes and the size of memory are Linux's here")
+def test_a_file_longer_than_all_memory_is_mapped(tmp_path):
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    count, offset, header = 2 * memory // 64, 0, {}
+    for name, dtype, shape, size in (
+        ("images", "U8", [count, 1, 8, 8], 64 * count),
+        *((name, "I64", [2], 16) for name in ("labels", *image_set.SPLITS)),
+    ):
+        header[name] = {"dtype": dtype, "shape": shape, "data_offsets": [offset, offset := offset + size]}
+    text = json.dumps(header).encode()
+    with (tmp_path / "file").open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        file.truncate(8 + len(text) + offset)  # the rest is a hole
+    tensors = image_set._mapped(tmp_path / "file")
+    assert tensors["images"].shape == (count, 1, 8, 8) and tensors["labels"].tolist() == [0, 0]
+    assert not tensors["images"][torch.tensor([count - 1])].any()

@@ -93,6 +93,18 @@ def test_one_seed_is_said_and_all_seeds_are_named():
     assert "(seed 3, 7)" in " ".join(words.limits(run, scores))
 
 
+def test_a_training_that_was_not_fp32_is_named_with_its_models():
+    run, scores = a_run({"a": 50, "b": 50})
+    assert "exact arithmetic" not in " ".join(words.limits(run, scores))
+    coarse = {"content": {"name": "c", "settings": Retrain(precision="bf16").model_dump(), "network": {}}}
+    run = replace(run, models=run.models | {"b": coarse}, transfer=(coarse, {}))
+    (sentence,) = (text for text in words.limits(run, scores) if "exact arithmetic" in text)
+    assert sentence.startswith("Not trained in exact arithmetic but in bf16: b, c (transferred). ")
+    old = {"content": {"settings": {"seed": 0, "epochs": 1, "channels": 1}, "network": {}}}  # of an earlier version
+    run = replace(run, models={"a": old}, transfer=None)
+    assert "exact arithmetic" not in " ".join(words.limits(run, scores))
+
+
 @given(st.integers(1, 255))
 def test_whole_levels_of_255_are_said_as_a_fraction_that_reads_back_exactly(level):
     assert words.intensity(level / 255) == f"{level}/255"

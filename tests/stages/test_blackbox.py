@@ -12,7 +12,15 @@ from arnas.space.network import load_model
 from arnas.stages import blackbox
 
 SETTINGS = Blackbox(
-    seed=5, epsilon=0.15, step_size=0.04, images=50, square_images=15, square_queries=60, block_size=20, attack_steps=10
+    seed=5,
+    epsilon=0.15,
+    step_size=0.04,
+    images=50,
+    square_images=15,
+    square_queries=60,
+    block_size=20,
+    batch_size=8,
+    attack_steps=10,
 )
 
 
@@ -52,7 +60,7 @@ def test_outcomes_are_those_of_pgd_on_the_source(finished, models, images):
     (source, _), (target, _) = (load_model(path) for path in models)
     image_set = load(images)
     pixels, labels = image_set.batch(image_set.splits["test"][20:40])
-    runtime.seed(5, "blackbox", "pgd", 20)
+    runtime.seed(5, "blackbox", "pgd", 20)  # of the whole block, so that it is each sample's own
     adversarial = PGD(0.15, 0.04, 10)(source, pixels, labels)
     expected = (target(pixels).argmax(1) == labels) & (target(adversarial).argmax(1) == labels)
     assert torch.equal(outcomes["transfer/a/b"][20:40], expected)

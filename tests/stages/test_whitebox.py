@@ -12,7 +12,9 @@ from arnas.evaluation.whitebox import WhiteboxEvaluation
 from arnas.space.network import load_model
 from arnas.stages import merge, whitebox
 
-SETTINGS = Whitebox(seed=3, epsilon=0.12, step_size=0.03, images=50, autoattack_images=10, block_size=20, examples=3)
+SETTINGS = Whitebox(
+    seed=3, epsilon=0.12, step_size=0.03, images=50, autoattack_images=10, block_size=20, batch_size=4, examples=3
+)
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +61,8 @@ def test_outcomes_are_those_of_the_attacks_on_each_block(finished, models, image
     assert torch.equal(outcomes["fgsm"], clean & fgsm)
     block = torch.arange(20, 40)[clean[20:40]]
     runtime.seed(3, "whitebox", "pgd20", 20)
-    pgd = PGD(0.12, 0.03, 20)(model, pixels[block], labels[block])
+    with runtime.drawing(20, block - 20):
+        pgd = PGD(0.12, 0.03, 20)(model, pixels[block], labels[block])
     assert torch.equal(outcomes["pgd20"][block], model(pgd).argmax(1) == labels[block])
 
 
@@ -70,7 +73,7 @@ def test_autoattack_is_the_librarys_on_the_block(finished, models, images):
     runtime.seed(3, "whitebox", "autoattack", 0)
     library = pyautoattack.AutoAttack(model, eps=0.12, seed=torch.initial_seed())
     library.apgd_targeted.n_target_classes = library.fab.n_target_classes = 3
-    _, prediction = library.run_standard_evaluation(pixels, labels)
+    _, prediction = library.run_standard_evaluation(pixels, labels, batch_size=4)
     assert torch.equal(outcomes["autoattack"], prediction == labels)
     assert 0 < outcomes["autoattack"].sum() < outcomes["clean"][:10].sum()  # all four attacks had work
 
