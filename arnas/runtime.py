@@ -193,7 +193,7 @@ def code_digest(*packages: str) -> str:
     """Digest of the sources of some of our packages, and of this module."""
     root = Path(arnas.__file__).parent
     total = hashlib.sha256()
-    for place in (*sorted(packages), "runtime.py"):
+    for place in (*sorted(packages), "runtime.py", "graphs.py"):
         for file in sorted((root / place).rglob("*.py")) or [root / place]:
             total.update(str(file.relative_to(root)).encode() + file.read_bytes())
     return total.hexdigest()

@@ -17,7 +17,15 @@ LOCKS = ["requirements.lock", "requirements-dev.lock"]
 # A package imports what stands on its own line or above it.
 LAYERS = [
     {"arnas", "arnas.errors", "arnas._image"},
-    {"arnas.config", "arnas.presets", "arnas.artifacts", "arnas.checkpoints", "arnas.runtime", "arnas.objects"},
+    {
+        "arnas.config",
+        "arnas.presets",
+        "arnas.artifacts",
+        "arnas.checkpoints",
+        "arnas.runtime",
+        "arnas.graphs",
+        "arnas.objects",
+    },
     {"arnas.space", "arnas.data"},
     {"arnas.search", "arnas.training", "arnas.attacks", "arnas.evaluation", "arnas.reporting"},
     {"arnas.stages", "arnas.task"},

@@ -14,6 +14,7 @@ from arnas.attacks import PGD
 from arnas.checkpoints import Keeper
 from arnas.config import Search
 from arnas.data.image_set import ImageSet, augment
+from arnas.graphs import Graphed
 from arnas.search.combination import combination, min_norm_weight
 from arnas.search.hypergradient import VirtualStep, hypergradients
 from arnas.space import genotype
@@ -60,6 +61,8 @@ class SearchStep:
         self.supernet, self.settings = supernet, settings
         self.weights, self.architecture = supernet.weights(), list(supernet.architecture.values())
         self.combine = combination(settings.combination)
+        #: the supernet, but for double backward, which graphs have not
+        self.model = supernet if settings.hypergradient == "exact" else Graphed(supernet)
         self.attack = PGD(settings.epsilon, settings.step_size, settings.attack_steps)
         self.weight_optimizer = torch.optim.SGD(
             self.weights, settings.learning_rate, settings.momentum, weight_decay=settings.weight_decay
@@ -87,8 +90,8 @@ class SearchStep:
             Diverged: A loss or gradient is not finite; weights and architecture are not stepped with it.
         """
         (train_images, train_labels), (images, labels) = train, validation
-        train_adversarial = self.attack(self.supernet, train_images, train_labels)
-        adversarial = self.attack(self.supernet, images, labels)
+        train_adversarial = self.attack(self.model, train_images, train_labels)
+        adversarial = self.attack(self.model, images, labels)
         train_loss = self._loss(train_adversarial, train_labels)
 
         (natural_gradient, adversarial_gradient), (natural_loss, adversarial_loss) = hypergradients(
@@ -136,7 +139,7 @@ class SearchStep:
         self.architecture_optimizer.load_state_dict(state["architecture_optimizer"])
 
     def _loss(self, images: Tensor, labels: Tensor) -> Callable[[], Tensor]:
-        return lambda: functional.cross_entropy(self.supernet(images), labels)
+        return lambda: functional.cross_entropy(self.model(images), labels)
 
     def _virtual_step(self) -> VirtualStep:
         group, state = self.weight_optimizer.param_groups[0], self.weight_optimizer.state

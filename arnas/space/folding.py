@@ -12,17 +12,28 @@ import torch
 from torch import Tensor, nn
 
 from arnas import runtime
+from arnas.graphs import Graphed
 from arnas.space.network import Classifier
 from arnas.space.operations import FactorizedReduce
 
 
-def attackable(network: Classifier) -> Callable[[], Classifier]:
+def attackable(network: Classifier) -> Callable[[], nn.Module]:
     """What attacks shall be given for a network, which may go on changing.
 
     Returns:
-        A function that gives it as the network is now: a folded copy, or the network itself in the plain form.
+        A function that gives it as the network is now: a folded copy, whose passes are CUDA graphs on a GPU, or the
+        network itself in the plain form.
     """
-    return Folded(network).refresh if runtime.fast() else lambda: network
+    if not runtime.fast():
+        return lambda: network
+    folded = Folded(network)
+    graphed = Graphed(folded.refresh())
+
+    def current() -> nn.Module:
+        folded.refresh()
+        return graphed
+
+    return current
 
 
 class Folded:

@@ -19,7 +19,7 @@ from arnas.space.network import Classifier
 #: (loss to descend, logits [B, K] of the images trained on)
 Outcome = tuple[Tensor, Tensor]
 #: Gives the network as it is now, or its equal, to an attack
-Attacked = Callable[[], Classifier]
+Attacked = Callable[[], nn.Module]
 
 
 def natural(network: Classifier, attacked: Attacked, images: Tensor, labels: Tensor, recipe: Retrain) -> Outcome:
