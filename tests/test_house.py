@@ -18,6 +18,7 @@ LOCKS = ["requirements.lock", "requirements-dev.lock"]
 LAYERS = [
     {"arnas", "arnas.errors", "arnas._image"},
     {"arnas.config", "arnas.presets", "arnas.artifacts", "arnas.checkpoints", "arnas.runtime", "arnas.objects"},
+    {"arnas.kernels"},
     {"arnas.space", "arnas.data"},
     {"arnas.search", "arnas.training", "arnas.attacks", "arnas.evaluation", "arnas.reporting"},
     {"arnas.stages", "arnas.task"},

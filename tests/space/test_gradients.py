@@ -10,7 +10,7 @@ from torch.autograd import gradcheck, gradgradcheck
 from arnas.errors import InvalidInput
 from arnas.runtime import fast
 from arnas.space import gradients
-from arnas.space.gradients import Convolution, dense_gradient
+from arnas.space.gradients import Convolution
 
 
 def make(kernel, stride, dilation, depthwise, bias=False):
