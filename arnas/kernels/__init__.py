@@ -19,6 +19,9 @@ from torch.nn import functional
 from arnas import runtime
 from arnas.kernels import twins
 
+# products and sums in one rounding: Triton warns if this is left to its default, which is going to change
+os.environ.setdefault("TRITON_DEFAULT_FP_FUSION", "1")
+
 
 def usable(x: Tensor) -> bool:
     """Whether kernels compute on this tensor: in the fast form, on a GPU for which Triton is installed, in single or
