@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.nn import functional
 
-from arnas import config, runtime
+from arnas import config, kernels, runtime
 from arnas.data import image_set
 from arnas.space.layout import EDGES, NODES, Layout
 from arnas.space.network import build
@@ -70,6 +70,28 @@ def images_and_recipe(tmp_path_factory):
     settings = config.load("digits", {"retrain.architecture": "arnas-cifar10", "retrain.epochs": 6})
     prepare.run(tmp_path_factory.getbasetemp() / "digits", settings.prepare)
     return tmp_path_factory.getbasetemp() / "digits", settings.retrain
+
+
+@pytest.mark.parametrize("kind", ["derived", "supernet"])
+def test_the_kernels_compute_what_torch_does(kind, monkeypatch):
+    """In double precision, where rounding does not hide a mistake; in training mode, so with every batch norm."""
+    pytest.importorskip("triton")
+    torch.manual_seed(0)
+    images = torch.rand(5, 3, 17, 18, dtype=torch.float64, device="cuda")
+    labels = torch.arange(5, device="cuda")
+    if kind == "derived":
+        description = {"architecture": "genotype", "cells": all_operations(), "layout": "A1 D2 R2", "auxiliary": False}
+        network = build(description | {"drop_path": 0.0, "channels": 9, "classes": 5, "channels_in": 3}).train()
+    else:
+        network = Supernet(Layout.parse("A1 D2 R2"), 5, 5)
+    network.double().cuda()
+    found = {}
+    for form in ("fast", "plain"):
+        monkeypatch.setenv("ARNAS_FORM", form)
+        assert kernels.usable(images) == (form == "fast")
+        found[form] = gradients(network, images, labels)
+    for mine, reference in zip(found["fast"], found["plain"], strict=True):
+        assert relative_error(mine, reference.cpu()) < 1e-11
 
 
 def test_every_stage_runs_on_the_gpu(tmp_path):

@@ -26,6 +26,7 @@ LAYERS = [
         "arnas.graphs",
         "arnas.objects",
     },
+    {"arnas.kernels"},
     {"arnas.space", "arnas.data"},
     {"arnas.search", "arnas.training", "arnas.attacks", "arnas.evaluation", "arnas.reporting"},
     {"arnas.stages", "arnas.task"},

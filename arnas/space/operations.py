@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from arnas import kernels
 from arnas.space.gradients import Convolution
 
 
@@ -53,11 +54,42 @@ class DepthwiseSeparable(nn.Sequential):
             batch_norm(channels, affine),
         )
 
+    @property
+    def norm(self) -> nn.Module:
+        return self[3]
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(self.convolved(x))  # type: ignore[no-any-return]
+
+    def convolved(self, x: Tensor, norm: nn.Module | None = None, rectified: bool = False) -> Tensor:
+        """All but the batch norm, of x or of norm(x); `rectified` if x has no negative values."""
+        _, depthwise, pointwise, _ = self
+        return pointwise(kernels.relu_depthwise(x, depthwise, norm, rectified))  # type: ignore[arg-type, no-any-return]
+
+
+class Separable(nn.Sequential):
+    """Depthwise separable twice, the stride in the first; the batch norm between is computed with the second."""
+
+    def __init__(self, channels: int, kernel: int, stride: int, affine: bool):
+        super().__init__(
+            DepthwiseSeparable(channels, kernel, stride, 1, affine), DepthwiseSeparable(channels, kernel, 1, 1, affine)
+        )
+
+    @property
+    def halves(self) -> tuple[DepthwiseSeparable, DepthwiseSeparable]:
+        return tuple(self)  # type: ignore[return-value]
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.halves[1].norm(self.convolved(x))  # type: ignore[no-any-return]
+
+    def convolved(self, x: Tensor, rectified: bool = False) -> Tensor:
+        """All but the last batch norm; `rectified` if x has no negative values."""
+        first, second = self.halves
+        return second.convolved(first.convolved(x, rectified=rectified), first.norm)
+
 
 def _separable(kernel: int) -> Callable[[int, int, bool], nn.Module]:
-    return lambda channels, stride, affine: nn.Sequential(
-        DepthwiseSeparable(channels, kernel, stride, 1, affine), DepthwiseSeparable(channels, kernel, 1, 1, affine)
-    )
+    return lambda channels, stride, affine: Separable(channels, kernel, stride, affine)
 
 
 def _dilated(kernel: int) -> Callable[[int, int, bool], nn.Module]:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from arnas import runtime
+from arnas import kernels, runtime
 from arnas.space.gradients import dense_gradient
 from arnas.space.layout import EDGES, KINDS, NODES, Cell, Layout
 from arnas.space.operations import OPERATIONS, FactorizedReduce, ReLUConvBN
@@ -83,8 +83,7 @@ class _SuperCell(nn.Module):
                 place = node * (node + 3) // 2 + source
                 edge: _MixedOperation = self.edges[place]  # type: ignore[assignment]
                 common = common or edge.common(state)
-                total, term = sums[node], edge.finish(state, common, strengths[place])
-                sums[node] = term if total is None else total + term
+                sums[node] = edge.finish(state, common, strengths[place], sums[node])
             if source and (complete := sums[source - 1]) is not None:
                 nodes.append(dense_gradient(complete))
         return nodes
@@ -101,20 +100,17 @@ class _MixedOperation(nn.Module):
 
     def common(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """What is the same on all edges of a source: both pools with their batch norms, which have no parameters, and
-        the ReLU before the convolutions."""
-        return self.operations[0](x), self.operations[1](x), functional.relu(x)
+        the ReLU before the convolutions, which kernels take along."""
+        return self.operations[0](x), self.operations[1](x), x if kernels.usable(x) else functional.relu(x)
 
-    def finish(self, x: Tensor, common: tuple[Tensor, Tensor, Tensor], strengths: Tensor) -> Tensor:
-        """`forward`, from what is in common; the strength of a convolution is the scale of its last batch norm."""
+    def finish(
+        self, x: Tensor, common: tuple[Tensor, Tensor, Tensor], strengths: Tensor, total: Tensor | None
+    ) -> Tensor:
+        """`forward`, from what is in common, added to the total of other edges."""
         max_pooled, avg_pooled, rectified = common
         _, _, skip, *convolutions = self.operations
-        total: Tensor = strengths[0] * max_pooled + strengths[1] * avg_pooled + strengths[2] * skip(x)
-        for strength, operation in zip(strengths[3:], convolutions, strict=True):
-            _, *blocks, _ = (block for block in operation.modules() if not isinstance(block, nn.Sequential))
-            convolved = functools.reduce(lambda found, block: block(found), blocks, rectified)
-            scale = strength.repeat(convolved.shape[1])
-            total = total + functional.batch_norm(convolved, None, None, scale, None, training=True)
-        return total
+        convolved = [operation.convolved(rectified, rectified=True) for operation in convolutions]  # type: ignore[operator]
+        return kernels.combine(total, [max_pooled, avg_pooled, skip(x)], convolved, strengths)
 
 
 class CellInputs(nn.Module):

@@ -57,7 +57,7 @@ def run(
     networks = {body["content"]["name"]: network for network, body in loaded}
     digests = {body["content"]["name"]: body["digest"] for _, body in loaded}
 
-    packages = ("space", "data", "attacks", "evaluation")
+    packages = ("kernels", "space", "data", "attacks", "evaluation")
     key = runtime.key(
         "blackbox",
         chosen,

@@ -83,7 +83,7 @@ def _train(
     data = image_set.load(images, device)
     _check(data, settings)
     description = describe(settings, data, genotype)
-    packages = ("space", "data", "attacks", "training")
+    packages = ("kernels", "space", "data", "attacks", "training")
     key = runtime.key(
         "retrain", device, packages, settings=settings.model_dump(), network=description, images=data.digest
     )

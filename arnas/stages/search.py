@@ -48,7 +48,7 @@ def run(
     origin = runtime.Origin(runtime.prepare(device, gpus))
     data = image_set.load(images, origin.device)
     _check(data, settings)
-    packages = ("space", "data", "attacks", "search")
+    packages = ("kernels", "space", "data", "attacks", "search")
     key = runtime.key("search", origin.device, packages, settings=settings.model_dump(), images=data.digest)
     with Keeper(store, key, "search") as keeper:
         supernet, history = search(data, settings, keeper)

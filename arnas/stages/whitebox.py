@@ -56,7 +56,7 @@ def run(
     if settings.autoattack_images:
         target_classes(len(test_images.classes))
 
-    packages = ("space", "data", "attacks", "evaluation")
+    packages = ("kernels", "space", "data", "attacks", "evaluation")
     inputs = {"settings": settings.model_dump(), "model": body["digest"], "images": test_images.digest}
     key = runtime.key("whitebox", chosen, packages, shard=str(share), **inputs)
     with Keeper(store, key, "whitebox") as keeper:

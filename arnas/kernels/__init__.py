@@ -1,0 +1,90 @@
+"""Triton kernels for what torch does slowly on a GPU: one idea a file, each with its twin in torch.
+
+The functions here are what networks call. They decide by their input whether a kernel computes or torch does; both give
+the same but for rounding, and all gradients, which can be differentiated again. The twin is at once the fallback, the
+oracle of the tests, and the way to second derivatives.
+
+On a GPU images are contiguous [N, C, H, W], not channels_last: so the supernet was 1.7 times as fast on an H100, and so
+the gradient of torch's average pool is right. What comes in another memory format is copied.
+"""
+
+import os
+from collections.abc import Sequence
+from functools import cache
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from arnas import runtime
+from arnas.kernels import twins
+
+# products and sums in one rounding: Triton warns if this is left to its default, which is going to change
+os.environ.setdefault("TRITON_DEFAULT_FP_FUSION", "1")
+
+
+def usable(x: Tensor) -> bool:
+    """Whether kernels compute on this tensor: in the fast form, on a GPU for which Triton is installed, in single or
+    double precision.
+
+    With TRITON_INTERPRET=1 Triton interprets its kernels in numpy, slowly; then they are for CPU tensors, as in tests.
+    """
+    device = "cpu" if os.environ.get("TRITON_INTERPRET") == "1" else "cuda"
+    return (
+        x.device.type == device
+        and x.dtype in (torch.float32, torch.float64)
+        and 0 < x.numel() < 2**31  # kernels count in 32 bits
+        and runtime.fast()
+        and _has_triton()
+    )
+
+
+@cache
+def _has_triton() -> bool:
+    try:
+        import triton  # noqa: F401
+    except ImportError:
+        return False
+    return True
+
+
+def relu_depthwise(x: Tensor, convolution: nn.Conv2d, norm: nn.Module | None = None, rectified: bool = False) -> Tensor:
+    """ReLU and a depthwise convolution; before them a batch norm, if there is one.
+
+    Args:
+        x: Images [N, C, H, W].
+        convolution: Depthwise, without bias, its padding such that it keeps the size but for the stride.
+        norm: What stands between x and the ReLU; a kernel takes along a batch norm with the statistics of the batch.
+        rectified: x has no negative values, and no norm follows: the ReLU can be left out.
+
+    Returns:
+        Images [N, C, H / stride, W / stride], rounded up.
+    """
+    if not usable(x):
+        x = x if norm is None else norm(x)
+        return convolution(x if rectified else functional.relu(x))  # type: ignore[no-any-return]
+
+    from arnas.kernels import depthwise
+
+    geometry = convolution.stride[0], convolution.dilation[0]
+    if isinstance(norm, nn.BatchNorm2d) and (norm.training or norm.running_mean is None):
+        return depthwise.norm_relu_depthwise(x, norm, convolution.weight, *geometry)
+    x = x if norm is None else norm(x)
+    return depthwise.relu_depthwise(x, convolution.weight, *geometry)
+
+
+def combine(total: Tensor | None, plain: Sequence[Tensor], convolved: Sequence[Tensor], strengths: Tensor) -> Tensor:
+    """The seven operations of an edge, weighted and added to what other edges gave.
+
+    Args:
+        total: The sum of the edges before, [N, C, H, W], if there is one.
+        plain: Max pool, average pool, skip connection: [N, C, H, W] each.
+        convolved: The four convolutions, before their last batch norm, which has neither scale nor shift.
+        strengths: How much each of the seven counts, [7], in this order.
+    """
+    if not usable(strengths):
+        return twins.combine(total, plain, convolved, strengths)
+
+    from arnas.kernels import edge
+
+    return edge.combine(total, plain, convolved, strengths)

@@ -1,0 +1,104 @@
+"""The kernels where no GPU is: interpreted, and compiled for one. tests/test_gpu.py runs them on a real one."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from arnas import kernels
+
+HERE = Path(__file__).parent
+IMAGE = {"H": 32, "W": 32, "OH": 32, "OW": 32, "D": 1, "S": 1}
+NO_NORM = dict.fromkeys(("table", "gamma", "beta"))
+TAKES = {"plain": 3, "convolved": 4, "tables": 4, "of_plain": 3, "of_convolved": 4}  # tensors in a tuple
+
+#: file, kernel, its constants, warps: the largest kernels of each kind, also on a strided edge
+COMPILED = [
+    (file, kernel, shape | constants, warps)
+    for shape in (IMAGE | {"K": 5}, IMAGE | {"K": 5, "OH": 16, "OW": 16, "S": 2, "D": 2}, IMAGE | {"K": 3})
+    for file, kernel, constants, warps in [
+        ("depthwise", "_forward", {"BLOCK": 512}, 4),
+        ("depthwise", "_forward", {"BLOCK": 512} | NO_NORM, 4),
+        ("depthwise", "_input_gradient", {"BLOCK": 512}, 4),
+        ("depthwise", "_input_gradient", {"BLOCK": 512, "sums": None} | NO_NORM, 4),
+        ("depthwise", "_weight_gradient", {"BLOCK": 256, "TAPS": 32}, 8),
+    ]
+] + [
+    ("depthwise", "_norm_gradient", {"PLANE": 1024, "BLOCK": 512}, 4),
+    ("norm", "_statistics", {"PLANE": 1024, "BLOCK": 4096, "EPS": 1e-5}, 8),
+    ("edge", "_forward", {"PLANE": 1024, "BLOCK": 1024}, 4),
+    ("edge", "_sums", {"PLANE": 1024, "BLOCK": 1024, "STRENGTHS": True}, 4),
+    ("edge", "_gradients", {"PLANE": 1024, "BLOCK": 1024}, 4),
+]
+
+
+@pytest.fixture(scope="module")
+def triton():
+    return pytest.importorskip("triton", reason="Triton is not here, and torch does what its kernels would")
+
+
+def test_interpreted_kernels_compute_what_torch_does(triton):
+    environment = os.environ | {"TRITON_INTERPRET": "1"}
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(HERE / "interpreted.py")]
+    result = subprocess.run(command, env=environment, cwd=HERE.parents[1], capture_output=True, text=True)
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert re.search(r"\d+ passed", result.stdout) and "skipped" not in result.stdout
+
+
+def test_elsewhere_a_tensor_on_the_cpu_is_torchs():
+    assert not kernels.usable(torch.ones(1, 1, 2, 2))
+
+
+def test_without_triton_none_is_used(monkeypatch):
+    monkeypatch.setitem(sys.modules, "triton", None)
+    assert not kernels._has_triton.__wrapped__()
+
+
+def test_a_kernel_that_spills_would_be_noticed(triton, tmp_path):
+    constants = IMAGE | {"K": 5, "BLOCK": 4096} | NO_NORM
+    assert spills(resources(triton, "depthwise", "_forward", constants, 1, "fp64", tmp_path / "kernel.cubin"))
+
+
+@pytest.mark.parametrize("number", ["fp32", "fp64"])
+def test_compiled_for_a_gpu_they_keep_their_numbers_in_registers(triton, number, tmp_path):
+    """A kernel that spills reads and writes the memory more often than its bytes say."""
+    spilled = {}
+    for file, name, constants, warps in COMPILED:
+        usage = resources(triton, file, name, constants, warps, number, tmp_path / "kernel.cubin")
+        if spills(usage):
+            spilled[f"{file}.{name}", str(constants)] = usage
+    assert spilled == {}
+
+
+def spills(usage):
+    (stack,) = re.findall(r"STACK:(\d+)", usage)
+    return int(stack) > 0
+
+
+def resources(triton, file, name, constants, warps, number, cubin):
+    """What one kernel needs on an H100, in the words of cuobjdump."""
+    import importlib
+
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    kernel = getattr(importlib.import_module(f"arnas.kernels.{file}"), name)
+
+    def kind(argument):
+        if argument in constants:
+            return "constexpr"
+        if argument in ("C", "SIZE", "ROUNDS"):
+            return "i32"
+        return (f"*{number}",) * TAKES[argument] if argument in TAKES else f"*{number}"
+
+    signature = {argument: kind(argument) for argument in kernel.arg_names}
+    values = {(kernel.arg_names.index(constant),): value for constant, value in constants.items()}
+    source = ASTSource(fn=kernel, signature=signature, constexprs=values)
+    compiled = triton.compile(source, target=GPUTarget("cuda", 90, 32), options={"num_warps": warps})
+    cubin.write_bytes(compiled.asm["cubin"])
+    tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+    return subprocess.run([tool, "-res-usage", cubin], check=True, capture_output=True, text=True).stdout
