@@ -19,7 +19,7 @@ LAYERS = [
     {"arnas", "arnas.errors", "arnas._image"},
     {"arnas.config", "arnas.presets", "arnas.artifacts", "arnas.checkpoints", "arnas.runtime", "arnas.objects"},
     {"arnas.space", "arnas.data"},
-    {"arnas.search", "arnas.training", "arnas.attacks", "arnas.evaluation", "arnas.reporting"},
+    {"arnas.search", "arnas.proof", "arnas.training", "arnas.attacks", "arnas.evaluation", "arnas.reporting"},
     {"arnas.stages", "arnas.task"},
     {"arnas.cli", "arnas.__main__"},
     {"cluster"},
