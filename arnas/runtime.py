@@ -100,12 +100,17 @@ def require_precision(name: str, chosen: torch.device) -> None:
 
 
 def place(network: Network, chosen: torch.device) -> Network:
-    """Bring a network to its device, and into the memory format that is fast there.
+    """Bring a network to its device, and into the memory format that is fast there."""
+    return network.to(chosen).to(memory_format=memory_format(chosen))
+
+
+def memory_format(chosen: torch.device) -> torch.memory_format:
+    """The memory format of networks on a device.
 
     channels_last is up to twice as fast on a CPU. On a GPU it is slower in the supernet, and the gradient of torch's
     average pool has been wrong with it.
     """
-    return network.to(chosen).to(memory_format=torch.channels_last if chosen.type == "cpu" else torch.contiguous_format)
+    return torch.channels_last if chosen.type == "cpu" else torch.contiguous_format
 
 
 def fast() -> bool:

@@ -22,7 +22,7 @@ from pathlib import Path
 
 import torch
 
-from arnas import runtime
+from arnas import proof, runtime
 from benchmarks import gpu, page
 from benchmarks.cases import CASES, KINDS, SMALL, Case, batches, begin, compare, plainly
 
@@ -66,6 +66,7 @@ def main(arguments: list[str] | None = None) -> int:
         names = [told.device] if told.device != "auto" else ["cuda", "cpu"][not torch.cuda.is_available() :]
         for name in names:
             device = runtime.prepare(name)
+            proof.prove(device)
             cases = [case for case in (SMALL if told.small else CASES[device.type]) if case.kind in told.only]
             path = output / "results" / file_name(device)
             seconds = 0 if told.small else min(SECONDS[device.type], until - time.monotonic())

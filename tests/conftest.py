@@ -18,6 +18,14 @@ settings.register_profile("arnas", deadline=None, derandomize=True, max_examples
 settings.load_profile("arnas")
 
 
+@pytest.fixture(scope="session", autouse=True)
+def cache(tmp_path_factory):
+    """The user's cache folder, which is not the real one: what is remembered there would decide what is tested."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
 @pytest.fixture(scope="session")
 def cluster(tmp_path_factory):
     """A real Kubernetes API server (tests/control_plane), shared by all tests: each works in namespaces of its own."""

@@ -28,7 +28,7 @@ LAYERS = [
     },
     {"arnas.kernels"},
     {"arnas.space", "arnas.data"},
-    {"arnas.search", "arnas.training", "arnas.attacks", "arnas.evaluation", "arnas.reporting"},
+    {"arnas.search", "arnas.proof", "arnas.training", "arnas.attacks", "arnas.evaluation", "arnas.reporting"},
     {"arnas.stages", "arnas.task"},
     {"arnas.cli", "arnas.__main__"},
     {"cluster"},

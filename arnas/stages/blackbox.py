@@ -7,7 +7,7 @@ from typing import Any
 from safetensors.torch import save_file
 from torch import Tensor
 
-from arnas import artifacts, runtime
+from arnas import artifacts, proof, runtime
 from arnas.checkpoints import CheckpointStore, Keeper
 from arnas.config import Blackbox
 from arnas.data import image_set
@@ -57,6 +57,7 @@ def run(
     networks = {body["content"]["name"]: network for network, body in loaded}
     digests = {body["content"]["name"]: body["digest"] for _, body in loaded}
 
+    proof.prove(chosen)
     packages = ("kernels", "space", "data", "attacks", "evaluation")
     key = runtime.key(
         "blackbox",

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
-from arnas import artifacts, runtime
+from arnas import artifacts, proof, runtime
 from arnas.checkpoints import CheckpointStore
 from arnas.config import Retrain
 from arnas.data import image_set
@@ -83,6 +83,7 @@ def _train(
     data = image_set.load(images, device)
     _check(data, settings)
     description = describe(settings, data, genotype)
+    proof.prove(device)
     packages = ("kernels", "space", "data", "attacks", "training")
     key = runtime.key(
         "retrain", device, packages, settings=settings.model_dump(), network=description, images=data.digest

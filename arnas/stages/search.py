@@ -6,7 +6,7 @@ from typing import Any
 
 from safetensors.torch import save_file
 
-from arnas import artifacts, runtime
+from arnas import artifacts, proof, runtime
 from arnas.checkpoints import CheckpointStore, Keeper
 from arnas.config import Search
 from arnas.data import image_set
@@ -48,6 +48,7 @@ def run(
     origin = runtime.Origin(runtime.prepare(device, gpus))
     data = image_set.load(images, origin.device)
     _check(data, settings)
+    proof.prove(origin.device)
     packages = ("kernels", "space", "data", "attacks", "search")
     key = runtime.key("search", origin.device, packages, settings=settings.model_dump(), images=data.digest)
     with Keeper(store, key, "search") as keeper:

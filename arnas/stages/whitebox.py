@@ -5,7 +5,7 @@ from typing import Any
 
 from torch import Tensor
 
-from arnas import artifacts, runtime
+from arnas import artifacts, proof, runtime
 from arnas.attacks.autoattack import target_classes
 from arnas.checkpoints import CheckpointStore, Keeper
 from arnas.config import Whitebox
@@ -56,6 +56,7 @@ def run(
     if settings.autoattack_images:
         target_classes(len(test_images.classes))
 
+    proof.prove(chosen)
     packages = ("kernels", "space", "data", "attacks", "evaluation")
     inputs = {"settings": settings.model_dump(), "model": body["digest"], "images": test_images.digest}
     key = runtime.key("whitebox", chosen, packages, shard=str(share), **inputs)

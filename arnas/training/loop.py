@@ -138,7 +138,7 @@ def holdout_accuracy(network: Classifier, images: ImageSet, recipe: Retrain) -> 
     return {"clean": len(clean) / len(indices), "robust": len(robust) / len(indices)}
 
 
-def _still_right(model: Classifier, images: ImageSet, indices: Tensor, attack: PGD | None = None) -> Tensor:
+def _still_right(model: nn.Module, images: ImageSet, indices: Tensor, attack: PGD | None = None) -> Tensor:
     """Those of the images, by index, that the model gets right, after an attack if there is one."""
     found = [torch.zeros(0, dtype=torch.int64, device=images.device)]
     for chosen, labels in images.batches(indices, EVALUATION_BATCH):
