@@ -19,10 +19,10 @@ def relative_error(found, expected):
     return ((found.double().cpu() - expected).norm() / expected.norm()).item()
 
 
-def gradients(network, images, labels):
-    """Gradients of the pixels and of the architecture, if there is one."""
+def gradients(network, images, labels, weights=()):
+    """Gradients of the pixels, of the architecture, if there is one, and of the weights that are given."""
     images = images.clone().requires_grad_()
-    wanted = [images, *getattr(network, "architecture", {}).values()]
+    wanted = [images, *getattr(network, "architecture", {}).values(), *weights]
     loss = functional.cross_entropy(network(images), labels)
     return torch.autograd.grad(loss, wanted)
 
@@ -85,11 +85,14 @@ def test_the_kernels_compute_what_torch_does(kind, monkeypatch):
     else:
         network = Supernet(Layout.parse("A1 D2 R2"), 5, 5)
     network.double().cuda()
+    convolutions = [
+        weight for name, weight in network.named_parameters() if name.endswith("weight") and weight.dim() == 4
+    ]
     found = {}
     for form in ("fast", "plain"):
         monkeypatch.setenv("ARNAS_FORM", form)
         assert kernels.usable(images) == (form == "fast")
-        found[form] = gradients(network, images, labels)
+        found[form] = gradients(network, images, labels, convolutions)
     for mine, reference in zip(found["fast"], found["plain"], strict=True):
         assert relative_error(mine, reference.cpu()) < 1e-11
 

@@ -59,8 +59,8 @@ def test_without_triton_none_is_used(monkeypatch):
 
 
 def test_a_kernel_that_spills_would_be_noticed(triton, tmp_path):
-    constants = IMAGE | {"K": 5, "BLOCK": 4096} | NO_NORM
-    assert spills(resources(triton, "depthwise", "_forward", constants, 1, "fp64", tmp_path / "kernel.cubin"))
+    constants = IMAGE | {"K": 5, "BLOCK": 1024} | NO_NORM
+    assert spills(resources(triton, "depthwise", "_forward", constants, 1, "fp32", tmp_path / "kernel.cubin"))
 
 
 @pytest.mark.parametrize("number", ["fp32", "fp64"])
