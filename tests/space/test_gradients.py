@@ -8,9 +8,10 @@ from torch import nn
 from torch.autograd import gradcheck, gradgradcheck
 
 from arnas.errors import InvalidInput
+from arnas.kernels import twins
 from arnas.runtime import fast
 from arnas.space import gradients
-from arnas.space.gradients import Convolution
+from arnas.space.gradients import Convolution, dense_gradient
 
 
 def make(kernel, stride, dilation, depthwise, bias=False):
@@ -59,6 +60,47 @@ def test_it_can_be_differentiated_twice_as_exact_hypergradients_need(stride, dep
 
     assert gradcheck(output, inputs)
     assert gradgradcheck(output, inputs)
+
+
+@given(
+    batch=st.integers(1, 3), channels=st.sampled_from([1, 3, 6, 8, 16]), side=st.integers(2, 5), scaled=st.booleans()
+)
+def test_batch_norm_and_all_its_gradients_are_those_of_torch(batch, channels, side, scaled):
+    images = torch.randn(batch, channels, side, side + 1, dtype=torch.float64).to(memory_format=torch.channels_last)
+    inputs = [images.requires_grad_()]
+    inputs += [torch.randn(channels, dtype=torch.float64, requires_grad=True) for _ in range(2 * scaled)]
+    output = twins.batch_norm(*inputs)
+    expected = nn.functional.batch_norm(images, None, None, *inputs[1:], training=True)
+    direction = torch.randn_like(output)
+    found, wanted = (torch.autograd.grad(y, inputs, direction) for y in (output, expected))
+    torch.testing.assert_close((output, *found), (expected, *wanted), rtol=0, atol=1e-12)
+
+
+def test_batch_norm_can_be_differentiated_twice():
+    images = torch.randn(2, 3, 3, 4, dtype=torch.float64).to(memory_format=torch.channels_last).requires_grad_()
+    scale, shift = (torch.randn(3, dtype=torch.float64, requires_grad=True) for _ in range(2))
+    assert gradcheck(twins.batch_norm, (images, scale, shift))
+    assert gradgradcheck(twins.batch_norm, (images, scale, shift))
+
+
+def test_after_its_way_back_torch_has_its_threads_again(monkeypatch):
+    before, threads = torch.get_num_threads(), []
+    monkeypatch.setattr(torch, "set_num_threads", threads.append)
+    twins.batch_norm(torch.randn(2, 3, 3, 4, requires_grad=True).to(memory_format=torch.channels_last)).sum().backward()
+    assert threads == [1, before]
+
+
+@pytest.mark.parametrize("form", [torch.channels_last, torch.contiguous_format])
+def test_a_node_is_given_its_gradient_in_one_piece_and_not_as_a_slice(form, monkeypatch):
+    other = torch.randn(2, 3, 4, 5).to(memory_format=form)
+    for name in ("fast", "plain"):
+        monkeypatch.setenv("ARNAS_FORM", name)
+        node = dense_gradient(torch.randn(2, 3, 4, 5).to(memory_format=form).requires_grad_() * 1)
+        came = []
+        node.register_hook(came.append)
+        torch.cat([node, other], 1).square().sum().backward()
+        torch.testing.assert_close(came[0], 2 * node)
+        assert came[0].is_contiguous(memory_format=form) == (name == "fast")
 
 
 def test_an_attack_keeps_no_input_for_the_way_back():
