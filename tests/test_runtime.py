@@ -43,7 +43,7 @@ def test_a_loss_that_is_not_finite_stops_the_stage(loss):
 def test_the_code_digest_covers_the_packages_it_names(tmp_path, monkeypatch):
     (tmp_path / "space").mkdir()
     (tmp_path / "search").mkdir()
-    for name in ("runtime.py", "search/loop.py"):
+    for name in ("runtime.py", "graphs.py", "search/loop.py"):
         (tmp_path / name).touch()
     monkeypatch.setattr("arnas.__file__", str(tmp_path / "__init__.py"))
     digests = []
