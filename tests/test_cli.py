@@ -15,7 +15,8 @@ import arnas
 from arnas import cli, config, objects
 from arnas.errors import Diverged, InvalidInput
 
-COMMANDS = ("prepare", "search", "derive", "retrain", "whitebox", "blackbox", "transfer", "report", "upload", "info")
+COMMANDS = ("prepare", "search", "derive", "retrain", "adopt", "export", "whitebox", "blackbox", "transfer", "report")
+COMMANDS += ("upload", "info")
 
 
 @pytest.fixture
