@@ -27,7 +27,7 @@ from arnas.errors import InvalidInput
 _FORMS = {
     key: re.compile(form, re.ASCII)
     for key, form in {
-        "target": r"torch\.ops\.aten\.(?!from_file)_{0,2}[a-z]\w*\.[A-Za-z]\w*"
+        "target": r"torch\.ops\.aten\.((?!from_file)_?[a-z]\w*|__(and|or|xor)__)\.[A-Za-z]\w*"
         r"|_operator\.(getitem|add|sub|mul|floordiv|truediv|mod|neg|pos|abs|eq|ne|lt|le|gt|ge|and_|or_)"
         r"|math\.(ceil|floor|trunc)|torch\.sym_[a-z]+",
         "as_operator": r"",

@@ -222,7 +222,10 @@ def _program(network: nn.Module, description: dict[str, Any], model: Path, shape
     try:
         program = export(network, (torch.zeros(2, *shape),), dynamic_shapes=({0: Dim("batch")},))
     except Exception as error:  # of whatever kind: the network may be code of others
-        raise InvalidInput(f"torch.export cannot export {model} ({foreign.reason(error)}).") from error
+        raise InvalidInput(
+            f"torch.export cannot write {model} for batches of any size ({foreign.reason(error)}); does its code fix "
+            "their size, as len(images) does and images.shape[0] does not?"
+        ) from error
     for node in program.graph.nodes:
         node.meta.pop("stack_trace", None)
     return program
