@@ -10,7 +10,9 @@ from torch import nn
 from torch.export import Dim, export, save
 from torch.export.pt2_archive import PT2ArchiveReader, PT2ArchiveWriter
 
+from arnas.attacks import PGD
 from arnas.errors import InvalidInput
+from arnas.graphs import Graphed
 from arnas.space import programs
 from arnas.space.foreign import Program
 
@@ -101,6 +103,20 @@ def test_a_program_computes_what_its_network_does_for_batches_of_any_size(net, w
     assert torch.allclose(found, expected, atol=1e-6) and expected.abs().max() > 0
 
 
+def test_an_attack_leaves_a_program_as_it_found_it(written):
+    program = Graphed(Program(programs.read(written)))
+    before = [module.training for module in program.modules()], [p.requires_grad for p in program.parameters()]
+    images, labels = torch.rand(3, 1, 8, 8), torch.tensor([0, 1, 2])
+    adversarial = PGD(0.1, 0.05, 3)(program, images, labels)
+    loss = nn.functional.cross_entropy
+    assert loss(program(adversarial), labels) > loss(program(images), labels)
+    assert before == (
+        [module.training for module in program.modules()],
+        [p.requires_grad for p in program.parameters()],
+    )
+    assert any(before[1]) and not program.eval().train(False).training
+
+
 @pytest.mark.parametrize("dynamic", [Dim.AUTO, Dim.DYNAMIC])
 def test_what_torch_takes_to_be_two_images_or_more_takes_one(net, dynamic, tmp_path):
     save(export(net, (torch.rand(2, 1, 8, 8),), dynamic_shapes=({0: dynamic},)), tmp_path / "net.pt2")
@@ -134,7 +150,7 @@ def test_several_outputs_are_refused(tmp_path):
 
 def test_what_is_no_program_is_refused_in_a_sentence(tmp_path):
     (tmp_path / "net.pt2").write_bytes(b"no archive")
-    with pytest.raises(InvalidInput, match="is no exported program that torch .* reads"):
+    with pytest.raises(InvalidInput, match=r"is no exported program that torch .* reads"):
         programs.read(tmp_path / "net.pt2")
     with pytest.raises(InvalidInput, match="No such file"):
         programs.read(tmp_path / "none.pt2")

@@ -13,9 +13,9 @@ from torch.export import Dim
 
 from arnas import artifacts, runtime
 from arnas.config import Blackbox, Settings, Whitebox
+from arnas.data.image_set import load
 from arnas.errors import InvalidInput
 from arnas.evaluation.models import load_fitting
-from arnas.data.image_set import load
 from arnas.space.network import load_model
 from arnas.stages import adopt, blackbox, report, whitebox
 
@@ -260,16 +260,18 @@ def test_a_factory_that_makes_no_network_is_refused(factories, name, sentence, s
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("given", [{}, {"model": "a:b"}, {"state": "x"}, {"model": "a:b", "state": "x", "program": "y"}])
+@pytest.mark.parametrize(
+    "given", [{}, {"model": "a:b"}, {"state": "x"}, {"model": "a:b", "state": "x", "program": "y"}]
+)
 def test_one_of_the_two_ways_must_be_chosen(given, images, tmp_path):
     with pytest.raises(InvalidInput, match="Give a factory and its state dict"):
         adopt.run(tmp_path / "out", images=images, **given)
 
 
 def test_files_that_are_not_there_are_named(factories, images, tmp_path):
-    with pytest.raises(InvalidInput, match="There is no file .*none.pt2"):
+    with pytest.raises(InvalidInput, match=r"There is no file .*none\.pt2"):
         adopt.run(tmp_path / "out", images=images, program=tmp_path / "none.pt2")
-    with pytest.raises(InvalidInput, match="none.pt cannot be read"):
+    with pytest.raises(InvalidInput, match=r"none\.pt cannot be read"):
         adopt.run(tmp_path / "out", images=images, model=f"{factories}:Plain", state=tmp_path / "none.pt")
 
 
@@ -285,7 +287,7 @@ def test_code_that_is_gone_or_has_changed_is_noticed_when_the_model_is_loaded(pl
     output, module = plain("Changing"), sys.modules[factories]
     load_model(output)
     monkeypatch.setattr(module.Changing, "factor", 1.1)
-    with pytest.raises(InvalidInput, match="has changed since it was adopted .*adopt it again"):
+    with pytest.raises(InvalidInput, match=r"has changed since it was adopted .*adopt it again"):
         load_model(output)
     monkeypatch.setattr(module, "Changing", None)
     with pytest.raises(InvalidInput, match="nothing callable of the name Changing"):
