@@ -202,6 +202,14 @@ class Blackbox(Stage):
     batch_size: int = Field(250, ge=1, description="Images that pass through a network at once.")
 
 
+class Export(Adversary, Stage):
+    """The proof that a network which was written for others is the same network."""
+
+    attack_steps: int = Field(10, ge=1, le=1000, description="PGD iterations.")
+    checked_images: int = Field(100, ge=1, description="Test images it is compared on, without and with attack.")
+    batch_size: int = Field(50, ge=1, description="Images that pass through a network at once.")
+
+
 class Settings(BaseModel):
     """Everything that one run of the pipeline is told."""
 

@@ -92,8 +92,8 @@ def _search(run: Run) -> dict[str, Markup]:
 
 
 def _training(run: Run) -> dict[str, Markup]:
-    selections = {name: body["content"]["selection"] for name, body in run.models.items()}
-    return {name: Markup(plots.training(name, run.histories[name], selections[name])) for name in run.models}
+    selections = {name: body["content"]["selection"] for name, body in run.trained().items()}
+    return {name: Markup(plots.training(name, run.histories[name], selections[name])) for name in selections}
 
 
 def _scatter(scores: Mapping[str, Any]) -> Markup | None:

@@ -31,11 +31,15 @@ class Run:
     supernet: Body | None
     search: Mapping[str, Any] | None  # history.json of the supernet
     models: Mapping[str, Body]
-    histories: Mapping[str, Mapping[str, Any]]  # history.json of each model
+    histories: Mapping[str, Mapping[str, Any]]  # history.json of each model; those adopted from elsewhere have none
     evaluations: Mapping[str, Body]  # by the name of the model
     examples: Mapping[str, Mapping[str, NDArray[np.generic]]]  # examples.safetensors of each evaluation
     blackbox: Body | None
     transfer: tuple[Body, Body] | None  # model, evaluation
+
+    def trained(self) -> dict[str, Body]:
+        """The models whose training is known: all but those adopted from elsewhere."""
+        return {name: body for name, body in self.models.items() if body["content"]["settings"]}
 
     def artifacts(self) -> Iterator[tuple[str, Body]]:
         """Every artifact, by what it is."""

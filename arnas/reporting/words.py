@@ -79,6 +79,7 @@ def limits(run: Run, scores: Mapping[str, Any]) -> list[str]:
         *_data(scores),
         *_intervals(scores),
         *_training(run),
+        *_adopted(run),
         *_recipe(run),
         *_precision(run),
         *_attacks(run, scores),
@@ -118,10 +119,11 @@ def _intervals(scores: Mapping[str, Any]) -> list[str]:
 def _training(run: Run) -> list[str]:
     if not run.evaluations:
         return []
-    seeds = sorted({body["content"]["settings"]["seed"] for body in run.models.values()})
+    seeds = sorted({body["content"]["settings"]["seed"] for body in run.trained().values()})
+    once = f"each model was trained once (seed {', '.join(map(str, seeds))}), and " if seeds else ""
     text = (
-        "The intervals cover the choice of test images only, not the chance in training: each model was trained once "
-        f"(seed {', '.join(map(str, seeds))}), and how far another seed would move its figures was not measured."
+        f"The intervals cover the choice of test images only, not the chance in training: {once}how far another seed "
+        "would move its figures was not measured."
     )
     if len(run.evaluations) > 1:
         text += (
@@ -130,10 +132,20 @@ def _training(run: Run) -> list[str]:
     return [text]
 
 
+def _adopted(run: Run) -> list[str]:
+    names = [name for name in run.models if name not in run.trained()]
+    if not names:
+        return []
+    return [
+        f"Trained elsewhere, and only evaluated here: {', '.join(names)}. On which images and against which attacks, "
+        "this page does not know; test images among them would flatter its figures."
+    ]
+
+
 def _recipe(run: Run) -> list[str]:
     reference = Retrain()
     smaller: dict[str, list[str]] = {}  # what is smaller: names of the models
-    for name, body in run.models.items():
+    for name, body in run.trained().items():
         settings, layout = body["content"]["settings"], body["content"]["network"].get("layout")
         sizes = [("epochs", settings["epochs"], reference.epochs)]
         sizes.append(("initial filters", settings["channels"], reference.channels))

@@ -40,7 +40,7 @@ def run(
         settings: Settings of the whole run.
         supernet: Searched supernet.
         genotype: Genotype file that was derived from it, or a published genotype's name.
-        models: Trained models, in the order in which they are to appear.
+        models: Models, trained or adopted, in the order in which they are to appear.
         evaluations: White-box evaluations, in any order; each belongs to the model whose digest it names.
         blackbox: Black-box evaluation of these models.
         transfer: A model that was trained on another data set, and its evaluation there.
@@ -115,7 +115,9 @@ def _models(paths: Iterable[Pathlike]) -> tuple[dict[str, Mapping[str, Any]], di
         name = body["content"]["name"]
         if name in bodies:
             raise InvalidInput(f"Two models are called {name!r}, the second is {path}; train one under another name.")
-        bodies[name], histories[name] = body, _history(path)
+        bodies[name] = body
+        if "history.json" in body["files"]:
+            histories[name] = _history(path)
     return bodies, histories
 
 
