@@ -5,9 +5,11 @@ the five severities that CIFAR-10-C and CIFAR-100-C were made with. As there, a 
 rounded down. A blur sees the image mirrored at its border, where theirs repeats the last pixel.
 """
 
+import io
 from collections.abc import Callable
 
 import torch
+from PIL import Image
 from torch import Tensor
 from torchvision.transforms.v2 import functional
 
@@ -40,8 +42,16 @@ def contrast(images: Tensor, severity: int) -> Tensor:
 def jpeg(images: Tensor, severity: int) -> Tensor:
     """Compress and decompress, one image after the other, on the CPU."""
     quality = (80, 65, 58, 50, 40)[severity - 1]
-    pixels: Tensor = functional.jpeg((255 * images).round().to(torch.uint8).cpu(), quality)
-    return pixels.to(images) / 255
+    pixels = (255 * images).round().to(torch.uint8).cpu()
+    # Pillow's, as theirs: torchvision is to lose its own
+    decoded = [functional.pil_to_tensor(_jpeg(functional.to_pil_image(image), quality)) for image in pixels]
+    return torch.stack(decoded).to(images) / 255
+
+
+def _jpeg(image: Image.Image, quality: int) -> Image.Image:
+    file = io.BytesIO()
+    image.save(file, "JPEG", quality=quality)
+    return Image.open(file)
 
 
 CORRUPTIONS: dict[str, Callable[[Tensor, int], Tensor]] = {
