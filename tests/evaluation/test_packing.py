@@ -69,9 +69,12 @@ def whitebox(shards=1, autoattack_images=0, curve_images=0, **sizes):
 @settings(max_examples=8)
 @given(block=st.integers(5, 50), batch=st.integers(3, 50), shards=st.integers(1, 4))
 def test_outcomes_depend_on_the_block_and_not_on_batches_or_shards(block, batch, shards):
-    outcomes = whitebox(shards, block_size=block, batch_size=batch)["outcomes"]
-    expected = whitebox(block_size=block, batch_size=COUNT)["outcomes"]
+    state = whitebox(shards, curve_images=25, block_size=block, batch_size=batch)
+    whole = whitebox(curve_images=25, block_size=block, batch_size=COUNT)
+    outcomes, expected = state["outcomes"], whole["outcomes"]
     assert all(torch.equal(outcomes[name], expected[name]) for name in expected)
+    assert all(torch.equal(state["first"][name], whole["first"][name]) for name in ("curve", "restarts"))
+    assert len(whole["first"]["curve"].unique()) > 2
     assert 0 < expected["pgd20"].sum() < expected["clean"].sum() < COUNT
     without_chance = whitebox(block_size=COUNT, batch_size=COUNT)["outcomes"]
     assert all(torch.equal(outcomes[name], without_chance[name]) for name in ("clean", "fgsm"))
