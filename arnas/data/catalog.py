@@ -259,8 +259,6 @@ def _mat(file: Path) -> tuple[np.ndarray, np.ndarray]:
         fits = images.dtype == np.uint8 and images.ndim == 4 and images.shape[2:] == (3, len(labels))
         if not (fits and labels.min() >= 1 and labels.max() <= 10):
             raise ValueError("X is to be uint8 [H, W, 3, n], and y [n] in 1 to 10")
-    except OSError:
-        raise
     except Exception as error:  # a damaged file fails in any way
         raise InvalidInput(f"{file} is damaged or no file of SVHN ({error}); fetch it again.") from None
     return images, labels

@@ -2,6 +2,7 @@
 
 import tempfile
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -40,7 +41,8 @@ class Rows:
         return self
 
     def __exit__(self, kind: type | None, error: BaseException | None, traceback: TracebackType | None) -> None:
-        self._file.close()
+        with suppress(OSError):  # a disk that was full is so still, when what was not written is to be
+            self._file.close()
 
     def __len__(self) -> int:
         return self._count
