@@ -54,13 +54,21 @@ class Stage(BaseModel):
 class Prepare(Stage):
     """Data preparation: which images, and how they are split."""
 
-    dataset: Literal["digits", "glyphs", "cifar10", "folder"] = Field(
+    dataset: Literal["digits", "glyphs", "cifar10", "cifar100", "svhn", "tiny-imagenet", "folder"] = Field(
         "cifar10",
         description="digits (bundled with scikit-learn), glyphs (letters A-J drawn in matplotlib's fonts), cifar10 "
-        "(a cifar-10-batches-py folder), or folder (a folder of class folders, or one with train/ and test/ in it).",
+        "(a cifar-10-batches-py folder), cifar100 (cifar-100-python), svhn (train_32x32.mat and test_32x32.mat), "
+        "tiny-imagenet (tiny-imagenet-200), or folder (a folder of class folders, or one with train/ and test/ in it).",
     )
     path: str | None = Field(
         None, description="Where the data set lies: a folder, or s3://BUCKET/PREFIX; digits and glyphs need none."
+    )
+    download: bool = Field(
+        False,
+        description="Fetch the data set into path where it is not there (without path: for this time only).",
+    )
+    allow_damaged: int = Field(
+        0, ge=0, description="Leave out this many files that are no readable image; more stop the stage."
     )
     image_size: int | None = Field(
         None, ge=8, le=512, description="Resize to this many pixels a side (default: as stored)."
@@ -73,6 +81,19 @@ class Prepare(Stage):
     holdout_fraction: float = Field(
         0.05, gt=0, lt=1, description="Share of the training images held out to select the best model."
     )
+
+    @property
+    def located(self) -> bool:
+        """Whether it is said where the data come from: they are bundled, fetched, or at a path."""
+        return self.dataset in ("digits", "glyphs") or self.download or self.path is not None
+
+    @model_validator(mode="after")
+    def _download_is_possible(self) -> Self:
+        if self.download and self.dataset in ("digits", "glyphs", "folder"):
+            raise ValueError(f"data set {self.dataset} cannot be downloaded; leave download out")
+        if self.download and self.path is not None and self.path.startswith("s3:"):
+            raise ValueError(f"nothing is downloaded into {self.path}; download into a folder, then use arnas upload")
+        return self
 
 
 class Augmentation(BaseModel):
