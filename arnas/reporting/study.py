@@ -145,7 +145,7 @@ def _ranking(study: Mapping[str, Any], entries: Mapping[str, Any], attack: str, 
     if rest:
         text += f"; no difference from {words.listing(rest) if len(rest) <= 3 else f'{len(rest)} others'} was found"
     left = len(accuracy) - 1 - len(against)
-    return f"{text}; {left} others were not compared with it." if left else f"{text}."
+    return f"{text}; {left} {'was' if left == 1 else 'were'} not compared with it." if left else f"{text}."
 
 
 def _has(pair: Mapping[str, Any], name: str) -> bool:

@@ -250,14 +250,14 @@ def evaluation(output: Path, random: np.random.Generator, path: Path, images: Pa
 
 def blackbox(output: Path, random: np.random.Generator, models: list[Path], images: Path, settings: Settings) -> Path:
     bodies = {body["content"]["name"]: body for body in (artifacts.read(path, "model") for path in models)}
-    matrix = {
-        source: {
-            target: score(
-                random.random(360) < (CHANCES[target]["pgd20"] if source == target else CHANCES[target]["clean"] * 0.9)
-            )
-            for target in bodies
-        }
+    outcomes = {
+        f"transfer/{source}/{target}": random.random(360)
+        < (CHANCES[target]["pgd20"] if source == target else CHANCES[target]["clean"] * 0.9)
         for source in bodies
+        for target in bodies
+    }
+    matrix = {
+        source: {target: score(outcomes[f"transfer/{source}/{target}"]) for target in bodies} for source in bodies
     }
     content = {
         "models": list(bodies),
@@ -267,7 +267,7 @@ def blackbox(output: Path, random: np.random.Generator, models: list[Path], imag
         "square": {name: score(random.random(100) < CHANCES[name]["square"]) for name in bodies},
         "model_digests": {name: body["digest"] for name, body in bodies.items()},
     }
-    return _write(output, "blackbox", content, {"outcomes": {"x": np.zeros(1)}})
+    return _write(output, "blackbox", content, {"outcomes": outcomes})
 
 
 STUDIES: dict[str, list[dict[str, Any]]] = {  # variants of each study

@@ -89,7 +89,7 @@ def test_without_tests_nothing_is_ranked():
 def test_variants_that_were_compared_with_the_first_alone_are_not_said_to_be_beaten():
     found = ranked({"first": 400, "b": 200, "c": 200})
     found["pairs"] = [pair for pair in found["pairs"] if {pair["first"], pair["second"]} == {"first", "b"}]
-    assert claim(found).endswith("more than b; 1 others were not compared with it.")
+    assert claim(found).endswith("more than b; 1 was not compared with it.")
 
 
 def test_figures_of_different_data_sets_are_not_ranked(pages):
