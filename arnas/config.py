@@ -15,20 +15,29 @@ from arnas.errors import InvalidInput
 Model = TypeVar("Model", bound=BaseModel)
 
 
-def _intensity(value: float | str) -> float:
+def _number(value: float | str) -> float:
     try:
         number = float(Fraction(value)) if isinstance(value, str) else float(value)
     except (ValueError, ZeroDivisionError):
         raise ValueError(f"{value!r} is no pixel intensity; write a number or a fraction such as 8/255") from None
-    if not 0 <= number <= 1:
+    if number < 0:
+        raise ValueError(f"{value} is below zero; write for example 8/255")
+    return number
+
+
+def _intensity(value: float | str) -> float:
+    number = _number(value)
+    if number > 1:
         raise ValueError(f"{value} is outside [0, 1], the range of pixels; write for example 8/255")
     return number
 
 
 if TYPE_CHECKING:
     Intensity = float
+    Length = float
 else:  # a string is accepted so that files and command lines can say 8/255
     Intensity = Annotated[float | str, AfterValidator(_intensity)]
+    Length = Annotated[float | str, AfterValidator(_number)]  # in a norm that adds up pixels
 
 
 LAYOUT = r"^[ADR][1-9]\d?( [ADR][1-9]\d?)*$"  # arnas.space.layout explains it
@@ -168,13 +177,32 @@ class Retrain(Adversary, Augmentation, Stage):
 
 
 class Whitebox(Stage):
-    """Attacks that see the network: FGSM, PGD-20, PGD-100, AutoAttack."""
+    """Attacks that see the network: FGSM, PGD-20, PGD-100, AutoAttack; the curve over epsilon; corruptions."""
 
-    epsilon: Intensity = Field(8 / 255, description="Radius of the linf ball, in [0, 1].")
-    step_size: Intensity = Field(2 / 255, description="Step of PGD-20 and PGD-100, in [0, 1].")
+    norm: Literal["linf", "l2", "l1"] = Field(
+        "linf", description="Norm of the ball around an image; in l1 there is AutoAttack alone."
+    )
+    epsilon: Length = Field(
+        8 / 255, description="Radius of the ball; in linf in [0, 1], in l2 for example 0.5, in l1 12."
+    )
+    step_size: Length = Field(2 / 255, description="Step of PGD-20 and PGD-100; on the curve it grows with epsilon.")
     images: int = Field(10_000, ge=1, description="Test images attacked, at most.")
     autoattack_images: int = Field(
         10_000, ge=0, description="Of those, the first this many under AutoAttack; 0 leaves it out."
+    )
+    autoattack_version: Literal["standard", "plus", "rand"] = Field(
+        "standard", description="plus has more attacks and restarts, rand is for networks that are random."
+    )
+    curve_images: int = Field(
+        1_000,
+        ge=0,
+        description="Of the images, the first this many for accuracy against epsilon and for more random starts of "
+        "PGD-20; 0 leaves both out.",
+    )
+    corruption_images: int = Field(
+        10_000,
+        ge=0,
+        description="Of the images, the first this many under noise, blur, low contrast and JPEG; 0 leaves them out.",
     )
     block_size: int = Field(
         1000,
@@ -183,6 +211,16 @@ class Whitebox(Stage):
     )
     batch_size: int = Field(250, ge=1, description="Images that pass through a network at once.")
     examples: int = Field(6, ge=0, description="Attacked images kept for the report.")
+
+    @model_validator(mode="after")
+    def _linf_is_within_pixels(self) -> Self:
+        for name in ("epsilon", "step_size"):
+            if self.norm == "linf" and getattr(self, name) > 1:
+                raise ValueError(
+                    f"{name} {getattr(self, name)} is outside [0, 1], the range of pixels; write for example 8/255, or "
+                    "choose another norm"
+                )
+        return self
 
 
 class Blackbox(Stage):
