@@ -12,7 +12,8 @@ from arnas.config import Settings
 from arnas.errors import InvalidInput
 from arnas.reporting import html as html_page
 from arnas.reporting import words
-from arnas.reporting.scores import COLUMNS, Run, collect
+from arnas.reporting.collect import collect
+from arnas.reporting.scores import COLUMNS, Run
 from arnas.space import genotype as genotypes
 
 Pathlike = str | Path

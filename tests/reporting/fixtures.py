@@ -12,7 +12,7 @@ from statsmodels.stats.proportion import proportion_confint
 from arnas import artifacts
 from arnas.config import Settings, Whitebox, validate
 from arnas.evaluation.statistics import spread
-from arnas.reporting.scores import compare
+from arnas.reporting.collect import compare
 from arnas.space.operations import OPERATIONS
 
 CLASSES = [str(digit) for digit in range(10)]

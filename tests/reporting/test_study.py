@@ -12,7 +12,8 @@ from reporting.test_html import Page
 
 from arnas.evaluation.statistics import spread
 from arnas.reporting import render
-from arnas.reporting.scores import compare, front
+from arnas.reporting.collect import compare
+from arnas.reporting.scores import front
 from arnas.reporting.study import claim, page, qualification, rows
 
 

@@ -8,7 +8,8 @@ from reporting.fixtures import score
 
 from arnas.config import Retrain
 from arnas.reporting import words
-from arnas.reporting.scores import Run, compare
+from arnas.reporting.collect import compare
+from arnas.reporting.scores import Run
 
 
 def a_run(correct, layout=None, total=100, **settings):
