@@ -205,9 +205,8 @@ def _layouts(
     found = []
     for variant in drawn:
         entry = entries[variant["name"]]
-        shown = [
-            (key, colour) for key, colour in (("clean", plots.SERIES[0]), (attack, plots.SERIES[1])) if key in entry
-        ]
+        colours = {"clean": plots.SERIES[0], attack or "": plots.SERIES[1]}
+        shown = [(key, colour) for key, colour in colours.items() if key in entry]
         told = [{"name": names[key], "colour": colour, "accuracy": entry[key]["accuracy"]} for key, colour in shown]
         found.append(
             {

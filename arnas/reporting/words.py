@@ -15,9 +15,9 @@ def percent(share: float) -> str:
 
 
 def intensity(value: float) -> str:
-    """8/255 for 0.03137...; a number that is no multiple of 1/255 as it is."""
+    """8/255 for 0.03137...; a number that is no multiple of 1/255, or above 1 as in other norms, as it is."""
     levels = round(255 * value)
-    return f"{levels}/255" if levels and levels / 255 == value else f"{value:.4g}"
+    return f"{levels}/255" if 0 < levels <= 255 and levels / 255 == value else f"{value:.4g}"
 
 
 def duration(seconds: float) -> str:

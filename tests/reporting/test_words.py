@@ -116,13 +116,21 @@ def test_a_training_that_was_not_fp32_is_named_with_its_models():
     assert "exact arithmetic" not in " ".join(words.limits(run, scores))
 
 
+def test_the_claim_names_the_norm_and_the_version_of_autoattack():
+    run, scores = a_run({"m": 60})
+    settings = {"epsilon": 0.5, "norm": "l2", "autoattack_version": "rand"}
+    run = replace(run, evaluations={"m": {"content": {"settings": settings}}})
+    assert words.claim(run, scores).endswith("when AutoAttack (rand) may change an image by up to 0.5 in the l2 norm.")
+    assert "within this l2 ball" in words.limits(run, scores)[-1]
+
+
 @given(st.integers(1, 255))
 def test_whole_levels_of_255_are_said_as_a_fraction_that_reads_back_exactly(level):
     assert words.intensity(level / 255) == f"{level}/255"
     assert Retrain(epsilon=words.intensity(level / 255)).epsilon == level / 255
 
 
-@pytest.mark.parametrize(("value", "text"), [(0.0, "0"), (0.01, "0.01"), (0.1234567, "0.1235")])
+@pytest.mark.parametrize(("value", "text"), [(0.0, "0"), (0.01, "0.01"), (0.1234567, "0.1235"), (12.0, "12")])
 def test_other_intensities_are_said_as_numbers(value, text):
     assert words.intensity(value) == text
 
