@@ -27,6 +27,10 @@ class Convolution(nn.Conv2d):
     def forward(self, x: Tensor) -> Tensor:
         if kernels.usable(x) and self.kernel_size == (1, 1):
             return pointwise.convolve(x, self.weight, self.bias, self.stride[0])
+        if self.kernel_size == (1, 1) and self.stride != (1, 1):
+            # on AVX2, in channels_last, oneDNN's weight gradient is wrong here or damages memory (oneDNN issue 6035)
+            x = x[:, :, :: self.stride[0], :: self.stride[1]]
+            return functional.conv2d(x, self.weight, self.bias, groups=self.groups)
         if not (runtime.fast() and x.device.type == "cpu" and self._turns()):
             return super().forward(x)
         geometry = self.stride, self.padding, self.dilation, self.groups

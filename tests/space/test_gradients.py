@@ -133,3 +133,18 @@ def test_batch_norm_in_groups_is_that_of_each_group_alone(groups, size, channels
     direction = torch.randn_like(output)
     found, wanted = (torch.autograd.grad(y, inputs, direction) for y in (output, expected))
     torch.testing.assert_close((output, *found), (expected, *wanted), rtol=0, atol=1e-12)
+
+
+def test_a_pointwise_convolution_with_a_stride_is_one_without_on_every_other_pixel(monkeypatch):
+    strides = []
+    conv2d = nn.functional.conv2d
+    monkeypatch.setattr(nn.functional, "conv2d", lambda x, w, b=None, s=1, **more: strides.append(s) or conv2d(x, w, b))
+    ours = gradients.Convolution(2, 4, 1, stride=2, bias=False).to(memory_format=torch.channels_last)
+    images = torch.randn(27, 2, 8, 7).to(memory_format=torch.channels_last).requires_grad_()
+    output = ours(images)
+    expected = conv2d(images.double(), ours.weight.double(), None, 2)
+    direction = torch.randn_like(output)
+    found = torch.autograd.grad(output, (images, ours.weight), direction)
+    wanted = torch.autograd.grad(expected, (images, ours.weight), direction.double())
+    assert strides == [1]
+    torch.testing.assert_close((output, *found), (expected.float(), *wanted), rtol=1e-5, atol=1e-5)
