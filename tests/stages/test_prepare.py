@@ -263,7 +263,7 @@ def test_nothing_is_left_beside_the_image_set(tmp_path):
 
 
 def test_a_full_disk_is_said_in_one_sentence(tmp_path, monkeypatch):
-    monkeypatch.setattr("tempfile.TemporaryFile", lambda dir: Path("/dev/full").open("wb"))
+    monkeypatch.setattr("tempfile.TemporaryFile", lambda dir: Path("/dev/full").open("wb"))  # noqa: SIM115
     with (
         pytest.raises(InvalidInput, match=r"cannot hold the images: No space left on device; name an output"),
         Rows(tmp_path) as rows,
