@@ -20,7 +20,8 @@ LADDER = ("clean", "fgsm", "pgd20", "pgd100", "autoattack")
 _STEPS = ("pgd20", "pgd100")  # of one attack, which differ in the number of steps alone
 _CHANCE = 0.05  # significance level
 _SQUARE_LIMIT = 0.002  # the share at which AutoAttack itself begins to doubt
-# share of the samples: loss surfaces without masking lead nearly every start to the same outcome
+# share of the samples: where gradients are not masked, nearly every start comes to the same outcome; on digits, five
+# more broke 1 of 120 samples of an adversarially trained network and 3 of a naturally trained one
 _RESTARTS_LIMIT = 0.02
 
 

@@ -7,6 +7,7 @@ before it in a series has broken (the parts of AutoAttack, the epsilons, the sta
 into batches, all of them full but the last.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -108,7 +109,7 @@ class WhiteboxEvaluation:
             units += self._units(partial(self._corrupt, within, name), within, len(SEVERITIES))
         return units
 
-    def _units(self, run: Any, samples: Tensor, passes: int) -> list[Unit]:
+    def _units(self, run: Callable[[int], None], samples: Tensor, passes: int) -> list[Unit]:
         return in_batches(run, len(samples), self.settings.batch_size, passes)
 
     def _pgd(self, epsilon: float, steps: int) -> PGD:

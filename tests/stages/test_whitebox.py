@@ -134,7 +134,7 @@ def test_corruptions_are_seen_by_all_images_each_with_its_own_noise(finished, mo
                 corrupted = corrupt(name, pixels[20:30], severity)
             assert torch.equal(right[20:, kind, severity - 1], model(corrupted).argmax(1) == labels[20:30])
     assert content["corruptions"]["jpeg"]["5"]["correct"] == int(right[:, 3, 4].sum())
-    assert content["corrupted"]["accuracy"] == finished[1]["corrupted"] == right.float().mean().item()
+    assert content["corrupted"]["accuracy"] == finished[1]["corrupted"] == right.double().mean().item()
 
 
 def test_the_checks_are_in_the_evaluation_and_a_sound_network_passes_them(finished):
@@ -165,14 +165,23 @@ def test_killed_at_several_moments_and_resumed_it_writes_the_same_bytes(finished
         assert (output / name).read_bytes() == (finished[0] / "out" / name).read_bytes()
 
 
-def test_killed_amid_curve_restarts_and_corruptions_it_writes_the_same_bytes(models, images, tmp_path, kill_and_resume):
-    settings = SETTINGS.model_copy(update={"autoattack_images": 0, "images": 24, "curve_images": 22})
+@pytest.mark.parametrize(
+    ("counts", "kills", "amid"),
+    [
+        ({"curve_images": 20, "corruption_images": 0}, [600, 200], {"curve", "restarts"}),
+        ({"curve_images": 0, "corruption_images": 20}, [575, 40], set(CORRUPTIONS)),
+    ],
+)
+def test_killed_amid_what_follows_the_attacks_it_writes_the_same_bytes(
+    counts, kills, amid, models, images, tmp_path, kill_and_resume
+):
+    settings = SETTINGS.model_copy(update={"autoattack_images": 0, "images": 20, **counts})
     expected = whitebox.run(models[0], images, tmp_path / "whole", settings, checkpoints=tmp_path / "c", device="cpu")
-    output = kill_and_resume("whitebox", [models[0], images], settings, kills=[1000, 900, 300, 100])
-    resumed = [int(done) for done in re.findall(r"goes on after (\d+) of", (tmp_path / "said").read_text())]
+    output = kill_and_resume("whitebox", [models[0], images], settings, kills)
     state = WhiteboxEvaluation.begin(load(images), settings)
-    units = [unit.run for unit in WhiteboxEvaluation(None, load(images), settings, state).units(Shard())]
-    assert {units[done].args[1] for done in resumed} >= {"curve", "restarts", "noise"}
+    units = WhiteboxEvaluation(torch.nn.Identity(), load(images), settings, state).units(Shard())
+    resumed = re.findall(r"goes on after (\d+) of", (tmp_path / "said").read_text())
+    assert amid & {units[int(done)].run.args[1] for done in resumed}
     assert artifacts.read(output, "evaluation")["digest"] == expected["digest"]
     assert (output / "outcomes.safetensors").read_bytes() == (tmp_path / "whole/outcomes.safetensors").read_bytes()
 
