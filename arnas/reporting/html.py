@@ -96,7 +96,7 @@ def _attacked(scores: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, 
     figures: dict[str, Any] = {}
     attack = strongest(scores["models"])
     models = {name: entry for name, entry in scores["models"].items() if attack in entry}
-    if attack is not None:
+    if attack is not None and len(models) > 1:
         figures["front"], figures["title"] = front(models, attack), names[attack]
         guessing = 1 / len(scores["data"]["classes"])
         figures["scatter"] = Markup(plots.scatter(models, attack, names[attack], figures["front"], guessing))
