@@ -8,7 +8,7 @@ from types import ModuleType
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from scipy.stats import binomtest
 from statsmodels.stats.multitest import multipletests
 
@@ -75,8 +75,6 @@ def seeds(count):
 
 
 def outcomes(written):
-    from safetensors.torch import load_file
-
     return load_file(written[1] / "outcomes.safetensors")
 
 
@@ -181,9 +179,8 @@ def test_kinds_that_always_choose_otherwise_are_found_to_differ(write, tmp_path)
 
 def test_agreement_is_the_share_of_equal_edges_at_equal_nodes(write, tmp_path):
     one = {kind: [[["skip_connect", 0], ["avg_pool_3x3", 1]]] * 4 for kind in KINDS.values()}
-    other = one | {
-        "accurate": [[["skip_connect", 0], ["skip_connect", 1]]] * 3 + [[["avg_pool_3x3", 1], ["skip_connect", 0]]]
-    }
+    nodes = [[["skip_connect", 0], ["skip_connect", 1]]] * 3 + [[["avg_pool_3x3", 1], ["skip_connect", 0]]]
+    other = one | {"accurate": nodes}
     written = [write(f"seed {seed}", seed, "searched", cells=cells) for seed, cells in enumerate((one, other))]
     _, found = collect(tmp_path, seeds(2), written, "seeds")
     assert found["agreement"] == {"accurate": 5 / 8, "reduce": 1.0, "robust": 1.0}
@@ -192,7 +189,7 @@ def test_agreement_is_the_share_of_equal_edges_at_equal_nodes(write, tmp_path):
 def test_the_table_has_a_row_for_each_variant_with_counts_and_intervals(write, tmp_path):
     variants = [{"name": "a", "retrain.layout": "A1"}, {"name": "b, too"}]
     _, found = collect(tmp_path, variants, [write("a"), write("b, too", 1)], table=tmp_path / "t.csv")
-    rows = list(csv.DictReader((tmp_path / "t.csv").open()))
+    rows = list(csv.DictReader((tmp_path / "t.csv").read_text().splitlines()))
     assert [(row["name"], row["retrain.layout"]) for row in rows] == [("a", "A1"), ("b, too", "")]
     for row, entry in zip(rows, found["variants"], strict=True):
         for attack, each in entry["scores"].items():
