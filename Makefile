@@ -55,9 +55,9 @@ generate: .venv/runtime ## Write anew what is generated: YAML of components and 
 	$(BIN)/python -m benchmarks --page
 
 lock: .venv/dev ## Write the locks anew from pyproject.toml; with UPGRADE=1, to the newest versions
-	echo 'setuptools>=77' | $(COMPILE) $(if $(UPGRADE),--upgrade) --extra pipelines --extra dev pyproject.toml - \
+	echo 'setuptools>=77' | $(COMPILE) $(if $(UPGRADE),--upgrade) --extra export --extra pipelines --extra dev pyproject.toml - \
 		-o requirements-dev.lock
-	echo 'setuptools>=77' | $(COMPILE) $(if $(UPGRADE),--upgrade) --extra pipelines -c requirements-dev.lock pyproject.toml - \
+	echo 'setuptools>=77' | $(COMPILE) $(if $(UPGRADE),--upgrade) --extra export --extra pipelines -c requirements-dev.lock pyproject.toml - \
 		-o requirements.lock
 
 control-plane: $(or $(ETCD),$(BUILT)/etcd) $(or $(KUBE_APISERVER),$(BUILT)/kube-apiserver) $(or $(KUBECTL),$(BUILT)/kubectl)

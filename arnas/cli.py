@@ -181,6 +181,76 @@ def retrain(
 
 
 @app.command
+def adopt(
+    output: Path,
+    /,
+    *,
+    images: Path,
+    model: str | None = None,
+    state: Path | None = None,
+    program: Path | None = None,
+    name: str | None = None,
+) -> dict[str, Any]:
+    """Make a network of your own a model like ours, to attack and report it: a factory and its weights, or a program.
+
+    It takes images [N, channels, height, width] with pixels in [0, 1], and returns logits [N, classes]; a network that
+    normalises its input does so itself.
+
+    Example: arnas adopt out/mine --model mynet:resnet50 --state mynet.safetensors --images out/images
+
+    Parameters
+    ----------
+    output
+        Folder to write: the model.
+    images
+        Image set, as written by arnas prepare, that the network classifies.
+    model
+        What makes the network, package.module:factory, called without arguments; it is imported again whenever the
+        model is read. It is code: name what you would run yourself.
+    state
+        Its state dict: safetensors, or a file of torch.save that holds tensors alone. Nothing else is unpickled.
+    program
+        A program that torch.export wrote (.pt2), for batches of any size, in place of --model and --state.
+    name
+        Name in tables (default: that of the factory or file).
+    """
+    from arnas.stages import adopt
+
+    return adopt.run(output, images=images, model=model, state=state, program=program, name=name)
+
+
+@app.command
+def export(
+    model: Path,
+    output: Path,
+    /,
+    *,
+    images: Path,
+    formats: Annotated[list[Literal["state", "program", "onnx"]] | None, Several] = None,
+    settings: Annotated[config.Export, Flat] = config.Export(),
+) -> dict[str, Any]:
+    """Write a model for others, and prove that what they will load is the same network: predictions, robustness.
+
+    Example: arnas export out/model out/exported --images out/images --epsilon 8/255
+
+    Parameters
+    ----------
+    model
+        Model, as written by arnas retrain or adopt.
+    output
+        Folder to write: weights.safetensors with network.json, program.pt2, model.onnx, and proof.json.
+    images
+        Image set, as written by arnas prepare; the first of its test images are what is compared.
+    formats
+        Which to write: state, program (torch.export), onnx, which needs the extra packages of arnas[export] (default:
+        all).
+    """
+    from arnas.stages import export
+
+    return export.run(model, output, settings, images=images, formats=formats)
+
+
+@app.command
 def whitebox(
     model: Path,
     image_set: Annotated[Path, Parameter(name="IMAGES")],

@@ -15,20 +15,29 @@ from arnas.errors import InvalidInput
 Model = TypeVar("Model", bound=BaseModel)
 
 
-def _intensity(value: float | str) -> float:
+def _number(value: float | str) -> float:
     try:
         number = float(Fraction(value)) if isinstance(value, str) else float(value)
     except (ValueError, ZeroDivisionError):
         raise ValueError(f"{value!r} is no pixel intensity; write a number or a fraction such as 8/255") from None
-    if not 0 <= number <= 1:
+    if number < 0:
+        raise ValueError(f"{value} is below zero; write for example 8/255")
+    return number
+
+
+def _intensity(value: float | str) -> float:
+    number = _number(value)
+    if number > 1:
         raise ValueError(f"{value} is outside [0, 1], the range of pixels; write for example 8/255")
     return number
 
 
 if TYPE_CHECKING:
     Intensity = float
+    Length = float
 else:  # a string is accepted so that files and command lines can say 8/255
     Intensity = Annotated[float | str, AfterValidator(_intensity)]
+    Length = Annotated[float | str, AfterValidator(_number)]  # in a norm that adds up pixels
 
 
 LAYOUT = r"^[ADR][1-9]\d?( [ADR][1-9]\d?)*$"  # arnas.space.layout explains it
@@ -45,13 +54,21 @@ class Stage(BaseModel):
 class Prepare(Stage):
     """Data preparation: which images, and how they are split."""
 
-    dataset: Literal["digits", "glyphs", "cifar10", "folder"] = Field(
+    dataset: Literal["digits", "glyphs", "cifar10", "cifar100", "svhn", "tiny-imagenet", "folder"] = Field(
         "cifar10",
         description="digits (bundled with scikit-learn), glyphs (letters A-J drawn in matplotlib's fonts), cifar10 "
-        "(a cifar-10-batches-py folder), or folder (a folder of class folders, or one with train/ and test/ in it).",
+        "(a cifar-10-batches-py folder), cifar100 (cifar-100-python), svhn (train_32x32.mat and test_32x32.mat), "
+        "tiny-imagenet (tiny-imagenet-200), or folder (a folder of class folders, or one with train/ and test/ in it).",
     )
     path: str | None = Field(
         None, description="Where the data set lies: a folder, or s3://BUCKET/PREFIX; digits and glyphs need none."
+    )
+    download: bool = Field(
+        False,
+        description="Fetch the data set into path where it is not there (without path: for this time only).",
+    )
+    allow_damaged: int = Field(
+        0, ge=0, description="Leave out this many files that are no readable image; more stop the stage."
     )
     image_size: int | None = Field(
         None, ge=8, le=512, description="Resize to this many pixels a side (default: as stored)."
@@ -64,6 +81,19 @@ class Prepare(Stage):
     holdout_fraction: float = Field(
         0.05, gt=0, lt=1, description="Share of the training images held out to select the best model."
     )
+
+    @property
+    def located(self) -> bool:
+        """Whether it is said where the data come from: they are bundled, fetched, or at a path."""
+        return self.dataset in ("digits", "glyphs") or self.download or self.path is not None
+
+    @model_validator(mode="after")
+    def _download_is_possible(self) -> Self:
+        if self.download and self.dataset in ("digits", "glyphs", "folder"):
+            raise ValueError(f"data set {self.dataset} cannot be downloaded; leave download out")
+        if self.download and self.path is not None and self.path.startswith("s3:"):
+            raise ValueError(f"nothing is downloaded into {self.path}; download into a folder, then use arnas upload")
+        return self
 
 
 class Augmentation(BaseModel):
@@ -172,13 +202,32 @@ class Retrain(Adversary, Augmentation, Stage):
 
 
 class Whitebox(Stage):
-    """Attacks that see the network: FGSM, PGD-20, PGD-100, AutoAttack."""
+    """Attacks that see the network: FGSM, PGD-20, PGD-100, AutoAttack; the curve over epsilon; corruptions."""
 
-    epsilon: Intensity = Field(8 / 255, description="Radius of the linf ball, in [0, 1].")
-    step_size: Intensity = Field(2 / 255, description="Step of PGD-20 and PGD-100, in [0, 1].")
+    norm: Literal["linf", "l2", "l1"] = Field(
+        "linf", description="Norm of the ball around an image; in l1 there is AutoAttack alone."
+    )
+    epsilon: Length = Field(
+        8 / 255, description="Radius of the ball; in linf in [0, 1], in l2 for example 0.5, in l1 12."
+    )
+    step_size: Length = Field(2 / 255, description="Step of PGD-20 and PGD-100; on the curve it grows with epsilon.")
     images: int = Field(10_000, ge=1, description="Test images attacked, at most.")
     autoattack_images: int = Field(
         10_000, ge=0, description="Of those, the first this many under AutoAttack; 0 leaves it out."
+    )
+    autoattack_version: Literal["standard", "plus", "rand"] = Field(
+        "standard", description="plus has more attacks and restarts, rand is for networks that are random."
+    )
+    curve_images: int = Field(
+        1_000,
+        ge=0,
+        description="Of the images, the first this many for accuracy against epsilon and for more random starts of "
+        "PGD-20; 0 leaves both out.",
+    )
+    corruption_images: int = Field(
+        10_000,
+        ge=0,
+        description="Of the images, the first this many under noise, blur, low contrast and JPEG; 0 leaves them out.",
     )
     block_size: int = Field(
         1000,
@@ -187,6 +236,16 @@ class Whitebox(Stage):
     )
     batch_size: int = Field(250, ge=1, description="Images that pass through a network at once.")
     examples: int = Field(6, ge=0, description="Attacked images kept for the report.")
+
+    @model_validator(mode="after")
+    def _linf_is_within_pixels(self) -> Self:
+        for name in ("epsilon", "step_size"):
+            if self.norm == "linf" and getattr(self, name) > 1:
+                raise ValueError(
+                    f"{name} {getattr(self, name)} is outside [0, 1], the range of pixels; write for example 8/255, or "
+                    "choose another norm"
+                )
+        return self
 
 
 class Blackbox(Stage):
@@ -204,6 +263,14 @@ class Blackbox(Stage):
         description="Images of which those that still matter are attacked together; the unit of sharing work.",
     )
     batch_size: int = Field(250, ge=1, description="Images that pass through a network at once.")
+
+
+class Export(Adversary, Stage):
+    """The proof that a network which was written for others is the same network."""
+
+    attack_steps: int = Field(10, ge=1, le=1000, description="PGD iterations.")
+    checked_images: int = Field(100, ge=1, description="Test images it is compared on, without and with attack.")
+    batch_size: int = Field(50, ge=1, description="Images that pass through a network at once.")
 
 
 class Settings(BaseModel):

@@ -160,7 +160,7 @@ KINDS = {
 CASES = {
     "cpu": (
         Case("search", 24, 8, 8, share=0.45, pairs=2),
-        Case("search", 8, 5, 32, share=0.35),
+        Case("search", 8, 5, 32, share=0.35, pairs=2),
         Case("retrain", 16, 8, 32, share=0.1),
         Case("attack", 16, 8, 50, share=0.05),
         Case("autoattack", 16, 8, 50, share=0.05),

@@ -196,8 +196,8 @@ def _require_device(device: str) -> None:
 def _require_data_here(settings: config.Settings, options: dict[str, str]) -> None:
     require_data(settings, options)
     for section, option in options.items():
-        path = getattr(settings, section).path
-        if path and not objects.is_place(path) and not Path(path).exists():  # of a place, the first task finds out
+        path, fetched = getattr(settings, section).path, getattr(settings, section).download
+        if path and not fetched and not objects.is_place(path) and not Path(path).exists():  # a place is asked later
             raise InvalidInput(f"There is no {path}; {option} must name the data set of section {section}.")
 
 
@@ -213,7 +213,7 @@ def require_data(settings: config.Settings, options: dict[str, str]) -> None:
     """
     for section, option in options.items():
         prepare = getattr(settings, section)
-        if prepare.path is None and prepare.dataset in ("cifar10", "folder"):
+        if not prepare.located:
             raise InvalidInput(
                 f"The data set of section {section}, {prepare.dataset}, is not bundled; say where it lies by {option}."
             )

@@ -15,7 +15,8 @@ import arnas
 from arnas import cli, config, objects
 from arnas.errors import Diverged, InvalidInput
 
-COMMANDS = ("prepare", "search", "derive", "retrain", "whitebox", "blackbox", "transfer", "report", "upload", "info")
+COMMANDS = ("prepare", "search", "derive", "retrain", "adopt", "export", "whitebox", "blackbox", "transfer", "report")
+COMMANDS += ("upload", "info")
 
 
 @pytest.fixture
@@ -134,6 +135,22 @@ def test_whitebox_has_an_argument_and_an_option_of_the_name_images(
     told = called("whitebox", ["model", "in", "out", "--preset", preset, "--images", "6"], monkeypatch)
     assert told.args[:3] == (Path("model"), Path("in"), Path("out"))
     assert (told.args[3].images, told.args[3].epsilon) == (6, 4 / 255)
+
+
+def test_adopt_takes_a_factory_with_its_state_or_a_program(monkeypatch: pytest.MonkeyPatch) -> None:
+    told = called("adopt", ["out", "--model", "a.b:c", "--state", "s.pt", "--images", "in"], monkeypatch)
+    assert told.args == (Path("out"),)
+    assert told.kwargs == {"images": Path("in"), "model": "a.b:c", "state": Path("s.pt"), "program": None, "name": None}
+    monkeypatch.undo()
+    told = called("adopt", ["out", "--program", "p.pt2", "--images", "in", "--name", "mine"], monkeypatch)
+    assert (told.kwargs["program"], told.kwargs["name"], told.kwargs["model"]) == (Path("p.pt2"), "mine", None)
+
+
+def test_export_takes_formats_and_the_attack_of_its_proof(monkeypatch: pytest.MonkeyPatch) -> None:
+    words = ["model", "out", "--images", "in", "--formats", "state", "program", "--epsilon", "4/255"]
+    told = called("export", words, monkeypatch)
+    assert told.args == (Path("model"), Path("out"), config.Export(epsilon=4 / 255))
+    assert told.kwargs == {"images": Path("in"), "formats": ["state", "program"]}
 
 
 def test_blackbox_takes_several_models(preset: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -55,9 +55,18 @@ def test_intensities_are_numbers_or_fractions(text, value):
     assert config.load("digits", {"whitebox.epsilon": text}).whitebox.epsilon == value
 
 
+def test_a_ball_that_adds_up_pixels_may_be_larger_than_one_of_them():
+    for norm, epsilon in (("l2", 1.5), ("l1", 12)):
+        assert config.load("digits", {"whitebox.norm": norm, "whitebox.epsilon": epsilon}).whitebox.epsilon == epsilon
+
+
 @pytest.mark.parametrize(
     ("overrides", "sentence"),
     [
+        ({"whitebox.step_size": "9/8"}, "step_size 1.125 is outside .0, 1., .* choose another norm"),
+        ({"whitebox.epsilon": -1}, "-1.0 is below zero; write for example 8/255"),
+        ({"search.epsilon": "9/8"}, "9/8 is outside .0, 1., the range of pixels"),
+        ({"whitebox.norm": "l0"}, "whitebox.norm = 'l0'"),
         ({"search.epoch": 3}, "preset digits has no setting search.epoch; near it are epochs"),
         ({"serch.epochs": 3}, "has no setting serch; near it are search"),
         ({"search.epochs": 0}, "search.epochs = 0: .*greater than or equal to 1"),

@@ -7,10 +7,10 @@ from torch.nn import functional
 from arnas import config, kernels, runtime
 from arnas.data import image_set
 from arnas.space.layout import EDGES, NODES, Layout
-from arnas.space.network import build
+from arnas.space.network import build, load_model
 from arnas.space.operations import OPERATIONS
 from arnas.space.supernet import Supernet
-from arnas.stages import blackbox, derive, prepare, retrain, search, whitebox
+from arnas.stages import adopt, blackbox, derive, prepare, retrain, search, whitebox
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA GPU here")
 
@@ -127,3 +127,17 @@ def test_batches_streamed_to_the_gpu_are_those_that_lie_there(noise, monkeypatch
     ):
         torch.rand(2000, 2000, device="cuda").matmul(torch.rand(2000, 2000, device="cuda"))  # the copy has to wait
         assert images.is_cuda and torch.equal(images, same_images) and torch.equal(labels, same_labels)
+
+
+def test_a_program_from_elsewhere_moves_to_the_gpu(noise, tmp_path):
+    runtime.prepare("cuda")
+    torch.manual_seed(0)
+    network = build({"architecture": "resnet18", "channels": 4, "classes": 4, "channels_in": 1}).eval()
+    batch = ({0: torch.export.Dim("batch")},)
+    torch.export.save(torch.export.export(network, (torch.rand(2, 1, 8, 8),), dynamic_shapes=batch), tmp_path / "n.pt2")
+    adopt.run(tmp_path / "model", images=noise, program=tmp_path / "n.pt2")
+    images = torch.rand(5, 1, 8, 8)
+    moved, _ = load_model(tmp_path / "model", "cuda")
+    assert relative_error(moved(images.cuda()), network(images).double()) < 1e-4
+    settings = config.Whitebox(images=10, autoattack_images=0)
+    whitebox.run(tmp_path / "model", noise, tmp_path / "out", settings, checkpoints=tmp_path / "c", device="cuda")

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 
 class Attack(Protocol):
-    """An untargeted linf attack; it leaves the model as it found it."""
+    """An untargeted attack; it leaves the model as it found it."""
 
     def __call__(self, model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
         """Change images so that the model errs.

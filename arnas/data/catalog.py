@@ -1,66 +1,69 @@
-"""The data sets that can be prepared: digits, glyphs, CIFAR-10, and folders of images."""
+"""The data sets that can be prepared, each in the layout in which it is published."""
 
 import hashlib
 import pickle
-from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
-import matplotlib
 import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
-from sklearn.datasets import load_digits
 from torch import Tensor
-from torchvision.datasets import CIFAR10, ImageFolder
 
 from arnas import runtime
 from arnas.config import Prepare
+from arnas.data import download, files
+from arnas.data.source import Rows, Source
 from arnas.errors import InvalidInput
 
-
-@dataclass(frozen=True)
-class Source:
-    """A data set as read.
-
-    Attributes:
-        images: uint8 [N, C, H, W].
-        labels: int64 [N], in [0, number of classes).
-        classes: Names of the classes.
-        test: Indices, int64, of the images that the data set itself keeps for testing; None where it keeps none.
-    """
-
-    images: Tensor
-    labels: Tensor
-    classes: list[str]
-    test: Tensor | None = None
+# Libraries that one data set needs are imported where it is read: scikit-learn takes 110 MiB of memory.
 
 
-def read(settings: Prepare) -> Source:
-    """Read the data set that the settings name; only `folder` resizes, while it reads.
+def read(settings: Prepare, rows: Rows) -> Source:
+    """Read the data set that the settings name; image files are resized while they are read, and no others.
+
+    Args:
+        settings: Data set, path, size.
+        rows: Empty; takes the images.
 
     Raises:
         InvalidInput: The data set needs a path and has none, or what lies there cannot be used.
     """
     if settings.dataset == "digits":
-        return digits()
+        return digits(rows)
     if settings.dataset == "glyphs":
-        return glyphs(settings.seed)
+        return glyphs(rows, settings.seed)
     if settings.path is None:
         raise InvalidInput(f"prepare: dataset {settings.dataset} needs path, the folder where it lies.")
     path = Path(settings.path).expanduser()
+    if settings.download:
+        download.fetch(settings.dataset, path)
     if not path.is_dir():
         raise InvalidInput(
             f"prepare: path {path} is no folder; give the folder where data set {settings.dataset} lies."
         )
-    return cifar10(path) if settings.dataset == "cifar10" else folder(path, settings.image_size)
+    try:
+        if settings.dataset in CIFAR:
+            return cifar(rows, path, CIFAR[settings.dataset])
+        if settings.dataset == "svhn":
+            return svhn(rows, path)
+        listed = files.tiny_imagenet(path) if settings.dataset == "tiny-imagenet" else files.folder(path)
+        return files.decode(rows, listed, settings.image_size, settings.allow_damaged)
+    except OSError as error:
+        raise InvalidInput(
+            f"{error.filename or path} cannot be read ({error.strerror}); give the folder of data set "
+            f"{settings.dataset} as it is published."
+        ) from None
 
 
-def digits() -> Source:
+def digits(rows: Rows) -> Source:
     """The handwritten digits of scikit-learn (UCI, Alpaydin and Kaynak 1998): 1797 grey images of 8 x 8 pixels."""
+    from sklearn.datasets import load_digits
+
     bunch = load_digits()
-    images = torch.from_numpy(bunch.images[:, None] * (255 / 16)).round().to(torch.uint8)  # 16 is full ink
-    return Source(images, torch.from_numpy(bunch.target).long(), [str(name) for name in bunch.target_names])
+    rows.append((bunch.images[:, None] * (255 / 16)).round().astype(np.uint8))  # 16 is full ink
+    return Source(rows, torch.from_numpy(bunch.target).long(), [str(name) for name in bunch.target_names])
 
 
 GLYPHS = "ABCDEFGHIJ"
@@ -73,15 +76,18 @@ TRAINING_FONTS = (
 TEST_FONTS = ("DejaVuSerif", "DejaVuSerif-Bold", "DejaVuSerif-Italic", "DejaVuSerif-BoldItalic")
 
 
-def glyphs(seed: int, variants: int = 6) -> Source:
+def glyphs(rows: Rows, seed: int, variants: int = 6) -> Source:
     """The letters A to J in fonts that come with matplotlib, 16 x 16 grey, each a little moved, turned and scaled.
 
     The test part is drawn in a family of fonts that the training part does not have.
 
     Args:
+        rows: Takes the images.
         seed: Seed of the movements.
         variants: Images of each letter in each font.
     """
+    import matplotlib
+
     fonts = Path(matplotlib.get_data_path()) / "fonts" / "ttf"
     drawn = [
         (font, label)
@@ -97,91 +103,125 @@ def glyphs(seed: int, variants: int = 6) -> Source:
             for (font, label), change in zip(drawn, changes, strict=True)
         ]
     )
+    rows.append(images[:, None])
     return Source(
-        images=torch.from_numpy(images)[:, None],
+        images=rows,
         labels=torch.tensor([label for _, label in drawn]),
         classes=list(GLYPHS),
         test=torch.tensor([index for index, (font, _) in enumerate(drawn) if font in TEST_FONTS]),
     )
 
 
-def cifar10(path: Path) -> Source:
-    """CIFAR-10 (Krizhevsky 2009) in its original Python layout: 50 000 + 10 000 images, RGB, 32 x 32.
+@dataclass(frozen=True)
+class Cifar:
+    """Layout of CIFAR-10 or CIFAR-100.
+
+    Attributes:
+        folder: What the archive unpacks to.
+        sums: MD5 of its files as published, by name: those for training, the one for testing, that of the names.
+        labels: Key of the labels in a file of images.
+        names: Key of the classes' names in the last file.
+    """
+
+    folder: str
+    sums: dict[str, str]
+    labels: bytes
+    names: bytes
+
+
+CIFAR = {
+    "cifar10": Cifar(
+        "cifar-10-batches-py",
+        {
+            "data_batch_1": "c99cafc152244af753f735de768cd75f",
+            "data_batch_2": "d4bba439e000b95fd0a9bffe97cbabec",
+            "data_batch_3": "54ebc095f3ab1f0389bbae665268c751",
+            "data_batch_4": "634d18415352ddfa80567beed471001a",
+            "data_batch_5": "482c414d41f54cd18b22e5b47cb7c3cb",
+            "test_batch": "40351d587109b95175f43aff81a1287e",
+            "batches.meta": "5ff9c542aee3614f3951f8cda6e48888",
+        },
+        b"labels",
+        b"label_names",
+    ),
+    "cifar100": Cifar(
+        "cifar-100-python",
+        {
+            "train": "16019d7e3df5f24257cddd939b257f8d",
+            "test": "f0ef6b0ae62326f3e7ffdfab6717acfc",
+            "meta": "7973b15100ade9c7d40fb424638fde48",
+        },
+        b"fine_labels",
+        b"fine_label_names",
+    ),
+}
+
+
+def cifar(rows: Rows, path: Path, layout: Cifar) -> Source:
+    """CIFAR-10 or CIFAR-100 (Krizhevsky 2009) in the original Python layout: 50 000 + 10 000 images, RGB, 32 x 32.
 
     Its files are pickles, which can run anything: all are compared with their published MD5 before the first is loaded.
 
     Args:
-        path: The folder cifar-10-batches-py, or the one that holds it.
+        rows: Takes the images.
+        path: The folder cifar-10-batches-py or cifar-100-python, or the one that holds it.
+        layout: Which of the two.
 
     Raises:
         InvalidInput: A file is missing or is not the published one.
     """
-    if (path / CIFAR10.base_folder).is_dir():
-        path = path / CIFAR10.base_folder
-    batches = [*CIFAR10.train_list, *CIFAR10.test_list]
-    # the bytes that were checked are the ones that are unpickled: nobody can change the file in between
-    data = [_published(path / name, md5) for name, md5 in [*batches, (CIFAR10.meta["filename"], CIFAR10.meta["md5"])]]
-    classes = pickle.loads(data.pop(), encoding="latin1")[CIFAR10.meta["key"]]
+    if (path / layout.folder).is_dir():
+        path = path / layout.folder
+    for name in layout.sums:
+        _published(path, name, layout)
+    *batches, names = layout.sums
+    labels: list[int] = []
+    progress = runtime.Progress("prepare", len(batches), unit="file")
+    for name in batches:
+        begin = len(labels)
+        # the bytes that were compared are the ones that are unpickled: nobody can change the file in between; and as
+        # bytes numpy leaves the pixels where they are, where it would copy them from a string
+        batch = pickle.loads(_published(path, name, layout), encoding="bytes")
+        rows.append(batch[b"data"].reshape(-1, 3, 32, 32))
+        labels += batch[layout.labels]
+        del batch
+        progress.advance()
+    progress.close()
+    classes = pickle.loads(_published(path, names, layout), encoding="bytes")[layout.names]
+    return Source(rows, torch.tensor(labels), [name.decode() for name in classes], torch.arange(begin, len(labels)))
 
-    images, labels, sizes = [], [], []
-    while data:
-        batch = pickle.loads(data.pop(0), encoding="latin1")
-        images.append(torch.from_numpy(batch["data"]).view(-1, 3, 32, 32))
-        labels.append(torch.tensor(batch["labels"]))
-        sizes.append(len(images[-1]))
-    count = sum(sizes)
-    return Source(torch.cat(images), torch.cat(labels), classes, torch.arange(count - sizes[-1], count))
+
+#: SVHN's files for training and testing, with their published MD5
+SVHN = {"train_32x32.mat": "e26dedcc434d2e4c54c9b2d4a06d8373", "test_32x32.mat": "eb5a983be6a315427106f1b164d9cef3"}
 
 
-def folder(path: Path, image_size: int | None = None) -> Source:
-    """Images in class folders, or in train/ and test/ (or val/) with class folders each; PNG, JPEG and other formats.
+def svhn(rows: Rows, path: Path) -> Source:
+    """SVHN (Netzer et al. 2011), cropped digits: 73 257 + 26 032 images, RGB, 32 x 32, where label 10 is the digit 0.
 
-    All grey: one channel; otherwise three.
+    Files other than the published ones are read too, since a .mat file holds no code, and that is said.
 
     Args:
-        path: The folder.
-        image_size: Side in pixels that every image is resized to; None where all have the same size.
+        rows: Takes the images.
+        path: The folder with train_32x32.mat and test_32x32.mat.
 
     Raises:
-        InvalidInput: Class folders are missing, empty or different in train/ and test/, or a file is damaged or of
-            another size.
+        InvalidInput: A file is missing or holds something else.
     """
-    parts = [_class_folders(part) for part in _parts(path)]
-    classes = parts[0].classes
-    for part in parts[1:]:
-        if odd := sorted(set(classes) ^ set(part.classes)):
-            raise InvalidInput(
-                f"{part.root} and {parts[0].root} must have the same class folders, but differ in {_some(odd)}."
-            )
-    files, labels = zip(*(sample for part in parts for sample in part.samples), strict=True)
-
-    headers: list[tuple[str, tuple[int, int]]] = []
-    _visit(files, lambda index, image: headers.append((image.mode, image.size)), "file")
-    modes, sizes = zip(*headers, strict=True)
-    if deep := [file for file, mode in zip(files, modes, strict=True) if mode[0] in "IF"]:
-        raise InvalidInput(f"Images must have 8 bits a channel, but {_some(deep)} has more; convert it.")
-    if image_size is None and len(set(sizes)) > 1:
-        other = next(index for index, size in enumerate(sizes) if size != sizes[0])
-        example = " and ".join(f"{files[index]} {sizes[index][0]} x {sizes[index][1]}" for index in (0, other))
-        raise InvalidInput(f"Images in {path} differ in size ({example}); set prepare.image_size to resize them.")
-
-    grey = all(mode in ("1", "L", "LA") for mode in modes)
-    width, height = (image_size, image_size) if image_size else sizes[0]
-    pixels = np.empty((len(files), height, width, 1 if grey else 3), np.uint8)
-
-    def decode(index: int, image: Image.Image) -> None:
-        image = image.convert("L" if grey else "RGB")
-        if image.size != (width, height):
-            image = image.resize((width, height), Image.Resampling.BILINEAR)  # antialiased, in Pillow
-        pixels[index] = np.asarray(image).reshape(pixels.shape[1:])
-
-    _visit(files, decode, "image")
-    return Source(
-        images=torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous(),
-        labels=torch.tensor(labels),
-        classes=classes,
-        test=torch.arange(len(parts[0].samples), len(files)) if len(parts) > 1 else None,
-    )
+    labels: list[Tensor] = []
+    progress = runtime.Progress("prepare", len(SVHN), unit="file")
+    for name, md5 in SVHN.items():
+        with (path / name).open("rb") as file:
+            found = hashlib.file_digest(file, _MD5).hexdigest()
+        if found != md5:
+            runtime.say("prepare", f"{path / name} is not the published file; it is read as it is.")
+        images, digits = _mat(path / name)
+        rows.append(images.transpose(3, 2, 0, 1))
+        labels.append(torch.from_numpy(digits % 10))
+        del images
+        progress.advance()
+    progress.close()
+    training, test = map(len, labels)
+    return Source(rows, torch.cat(labels), [str(digit) for digit in range(10)], torch.arange(training, training + test))
 
 
 def _glyph(font: Path, letter: str, turn: float, scale: float, right: float, down: float) -> np.ndarray:
@@ -195,62 +235,30 @@ def _glyph(font: Path, letter: str, turn: float, scale: float, right: float, dow
     return np.asarray(image.rotate(30 * (turn - 0.5), Image.Resampling.BICUBIC).reduce(side // 16))
 
 
-def _published(file: Path, md5: str) -> bytes:
+_MD5 = partial(hashlib.md5, usedforsecurity=False)
+
+
+def _published(path: Path, name: str, layout: Cifar) -> bytes:
     """The bytes of a file that has a published MD5."""
-    try:
-        data = file.read_bytes()
-    except OSError as error:
-        raise InvalidInput(
-            f"{file} cannot be read ({error.strerror}); give the cifar-10-batches-py folder of the Python version."
-        ) from None
-    found = hashlib.md5(data, usedforsecurity=False).hexdigest()
+    data = (path / name).read_bytes()
+    found, md5 = _MD5(data).hexdigest(), layout.sums[name]
     if found != md5:
-        raise InvalidInput(f"{file} is damaged: its MD5 is {found}, the published one {md5}; unpack the archive again.")
+        raise InvalidInput(
+            f"{path / name} is damaged: its MD5 is {found}, the published one {md5}; unpack the archive again."
+        )
     return data
 
 
-def _parts(path: Path) -> list[Path]:
-    """train/ and test/ (or val/) where they hold class folders, otherwise the folder itself."""
-    train, *tests = [
-        path / name for name in ("train", "test", "val") if (path / name).is_dir() and _has_folders(path / name)
-    ] or [path]
-    if train.name in ("test", "val") and train != path:
-        raise InvalidInput(f"{path} has {train.name}/ but no train/ with class folders.")
-    return [train, *tests[:1]]
+def _mat(file: Path) -> tuple[np.ndarray, np.ndarray]:
+    """Images uint8 [H, W, 3, n] and labels int64 [n], in 1 to 10, of a .mat file of SVHN."""
+    from scipy.io import loadmat
 
-
-def _has_folders(path: Path) -> bool:
-    return any(entry.is_dir() for entry in path.iterdir())
-
-
-def _class_folders(path: Path) -> ImageFolder:
-    names = [entry.name for entry in path.iterdir() if entry.is_dir()]
-    if len(names) < 2:
-        raise InvalidInput(f"{path} needs two class folders of images at least, but has {len(names)}.")
-    part = ImageFolder(path, allow_empty=True)
-    full = {label for _, label in part.samples}
-    if empty := [name for label, name in enumerate(part.classes) if label not in full]:
-        raise InvalidInput(f"{path}: class folder {_some(empty)} holds no image; fill it or remove it.")
-    return part
-
-
-def _visit(files: Iterable[str], visit: Callable[[int, Image.Image], None], unit: str) -> None:
-    """Open every image; those that are damaged are named together at the end."""
-    files = list(files)
-    damaged = []
-    progress = runtime.Progress("prepare", len(files), unit=unit)
-    for index, file in enumerate(files):
-        try:
-            with Image.open(file) as image:
-                visit(index, image)
-        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
-            damaged.append(file)
-        progress.advance()
-    progress.close()
-    if damaged:
-        raise InvalidInput(f"No readable image: {_some(damaged)}; replace or remove it.")
-
-
-def _some(names: list[str]) -> str:
-    """The first three of some names, and how many more there are."""
-    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+    try:
+        content = loadmat(file, variable_names=["X", "y"])
+        images, labels = content["X"], content["y"].astype(np.int64).ravel()
+        fits = images.dtype == np.uint8 and images.ndim == 4 and images.shape[2:] == (3, len(labels))
+        if not (fits and labels.min() >= 1 and labels.max() <= 10):
+            raise ValueError("X is to be uint8 [H, W, 3, n], and y [n] in 1 to 10")
+    except Exception as error:  # a damaged file fails in any way
+        raise InvalidInput(f"{file} is damaged or no file of SVHN ({error}); fetch it again.") from None
+    return images, labels

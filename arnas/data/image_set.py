@@ -1,9 +1,10 @@
 """Image sets as they are used: on the device, or streamed to it from their file; augmentation without a loader."""
 
 import json
+import math
 import os
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -134,6 +135,30 @@ def load(path: str | Path, device: torch.device | str = "cpu") -> ImageSet:
         content=body["content"],
         file=None if resident else file,
     )
+
+
+def write(file: Path, images: Iterable[Tensor], shape: Sequence[int], others: Mapping[str, Tensor]) -> None:
+    """Write the safetensors file of an image set, the same as safetensors itself would, but without holding the images.
+
+    Args:
+        file: Place of the file.
+        images: All images in their order, uint8 [n, C, H, W], some at a time.
+        shape: (N, C, H, W) of all together.
+        others: Labels and splits, int64 [...], by name.
+    """
+    header, end = {}, 0
+    for name, tensor in sorted(others.items()):
+        begin, end = end, end + tensor.nbytes
+        header[name] = {"dtype": "I64", "shape": list(tensor.shape), "data_offsets": [begin, end]}
+    header["images"] = {"dtype": "U8", "shape": list(shape), "data_offsets": [end, end + math.prod(shape)]}
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    with file.open("wb") as opened:
+        opened.write(len(text).to_bytes(8, "little") + text)
+        for _, tensor in sorted(others.items()):
+            opened.write(tensor.contiguous().numpy().data)
+        for some in images:
+            opened.write(some.contiguous().numpy().data)
 
 
 def _free(device: torch.device) -> int:

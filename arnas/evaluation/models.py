@@ -10,6 +10,7 @@ from arnas import runtime
 from arnas.data.image_set import ImageSet
 from arnas.errors import InvalidInput
 from arnas.space.folding import attackable
+from arnas.space.foreign import Foreign
 from arnas.space.network import load_model
 
 
@@ -20,13 +21,24 @@ def load_fitting(path: str | Path, images: ImageSet) -> tuple[nn.Module, dict[st
         InvalidInput: `path` is no model, or the model is made for images or classes of other number or size.
     """
     model, body = load_model(path, images.device)
+    require_fit(body, path, images)
+    if not isinstance(model, Foreign):
+        model = runtime.place(model, images.device)
+    return attackable(model)(), body
+
+
+def require_fit(body: dict[str, Any], path: str | Path, images: ImageSet) -> None:
+    """Refuse a model, by its artifact's body, that is made for other images or classes than those of a set.
+
+    Raises:
+        InvalidInput: They differ in number or size.
+    """
     shape, classes = tuple(body["content"]["data"]["shape"]), len(body["content"]["data"]["classes"])
     if (shape, classes) != (images.shape, len(images.classes)):
         raise InvalidInput(
             f"Model {path} expects images of shape {shape} in {classes} classes, but the image set has shape "
             f"{images.shape} and {len(images.classes)} classes; give images like those of its training."
         )
-    return attackable(runtime.place(model, images.device))(), body
 
 
 @torch.no_grad()

@@ -10,11 +10,16 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from arnas import artifacts, runtime
+from arnas.attacks.autoattack import PARTS
 from arnas.errors import InvalidInput
-from arnas.evaluation import ladder
+from arnas.evaluation import checks, corruptions, curve
 from arnas.evaluation.statistics import score
-from arnas.evaluation.units import Shard
-from arnas.evaluation.whitebox import ROBUST
+from arnas.evaluation.units import ROBUST, Shard
+
+_NO_PGD = (
+    "FGSM, PGD and the curve over epsilon are left out: their steps are weak in the l1 norm, in which AutoAttack's are "
+    "made for it."
+)
 
 
 @dataclass(frozen=True)
@@ -23,7 +28,8 @@ class Outcome:
 
     Args:
         about: Which model, images and settings: the content of the artifact, less what follows from the samples.
-        samples: bool [n] by attack, still right; `autoattack_first` int8 [m], as in WhiteboxEvaluation.
+        samples: As WhiteboxEvaluation has them: bool [n] by attack, still right; int8 [m] by `SERIES_first`; bool
+            [m, corruptions, severities] as `corruptions`.
         examples: Of the first attacked samples, `places` in the test split int64 [k], `images` and `adversarial`
             [k, C, H, W], `labels`, `clean_prediction` and `adversarial_prediction` int64 [k].
         warnings: Of the attacks themselves.
@@ -36,19 +42,42 @@ class Outcome:
 
     def write(self, output: str | Path, origin: Mapping[str, Any]) -> dict[str, Any]:
         """Write the evaluation artifact; returns its digest and the accuracy by attack. Says the warnings."""
-        samples = dict(self.samples)
-        warnings = sorted(self.warnings)
-        if len(first := samples.pop("autoattack_first")):
-            samples["autoattack"] = first == ROBUST
-            warnings += ladder.square_doubts(first)
-        warnings += ladder.violations(samples)
-        scores = {name: score(int(right.sum()), len(right)) for name, right in samples.items()}
-        content = {**self.about, "scores": scores, "warnings": warnings}
-        files = samples | ({"autoattack_first": first} if len(first) else {})
+        further = {name: values for name, values in self.samples.items() if name.endswith("_first")}
+        further["corruptions"] = self.samples["corruptions"]
+        outcomes = {name: right for name, right in self.samples.items() if name not in further}
+        if len(further["autoattack_first"]):
+            outcomes["autoattack"] = further["autoattack_first"] == ROBUST
+        content = {**self.about, **self._findings(outcomes, further)}
+        files = outcomes | {name: values for name, values in further.items() if len(values)}
         digest = self._publish(output, "evaluation", files, content, origin)
-        for warning in warnings:
+        for warning in content["warnings"]:
             runtime.say("whitebox", f"warning: {warning}")
-        return {"digest": digest} | {name: entry["accuracy"] for name, entry in scores.items()}
+        return {"digest": digest} | figures(content)
+
+    def _findings(self, outcomes: Mapping[str, Tensor], further: Mapping[str, Tensor]) -> dict[str, Any]:
+        """What follows from the samples."""
+        settings = self.about["settings"]
+        attacked = further["autoattack_first"]
+        parts = PARTS[settings["autoattack_version"]] if len(attacked) else ()
+        radii = curve.epsilons(settings["epsilon"], settings["norm"], self.about["data"]["shape"])
+        points = curve.points(further["curve_first"], radii)
+        table, corrupted = corruptions.scores(further["corruptions"])
+        checked = [
+            *checks.stronger_no_weaker(outcomes),
+            *checks.restarts_break_little(further["restarts_first"]),
+            *checks.unbounded_breaks_all(points),
+            *checks.square_breaks_no_more(attacked, parts),
+        ]
+        return {
+            "scores": {name: score(int(right.sum()), len(right)) for name, right in outcomes.items()},
+            "autoattack_parts": [*parts],
+            "curve": points,
+            "corruptions": table,
+            "corrupted": corrupted,
+            "checks": checked,
+            "notes": [_NO_PGD] if settings["norm"] == "l1" else [],
+            "warnings": sorted(self.warnings) + [check["sentence"] for check in checked if not check["holds"]],
+        }
 
     def write_shard(self, output: str | Path, shard: Shard, origin: Mapping[str, Any]) -> str:
         """Write a share, which `join` reads; samples outside of it hold nothing. Returns its digest."""
@@ -99,6 +128,12 @@ class Outcome:
             save_file(dict(samples), folder / "outcomes.safetensors")
             save_file(dict(self.examples), folder / "examples.safetensors")
             return artifacts.write(folder, kind, content, origin)
+
+
+def figures(content: Mapping[str, Any]) -> dict[str, float]:
+    """Accuracies in [0, 1] by attack, and under corruptions as `corrupted`, of an evaluation's content."""
+    corrupted = {"corrupted": content["corrupted"]} if content["corrupted"] else {}
+    return {name: entry["accuracy"] for name, entry in (content["scores"] | corrupted).items()}
 
 
 def _require_all(shards: Sequence[Shard]) -> None:

@@ -13,6 +13,8 @@ from arnas.checkpoints import Keeper
 from arnas.errors import InvalidInput
 from arnas.runtime import Progress, precision, say_resumed
 
+WRONG, ROBUST = -2, -1  # where the first attack that broke a sample has its index, these name none: wrong when clean
+
 
 @dataclass(frozen=True)
 class Shard:

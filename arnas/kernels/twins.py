@@ -1,7 +1,8 @@
 """What the kernels compute, in torch: to be read first, and used where there is no Triton."""
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -35,10 +36,28 @@ def combine(total: Tensor | None, plain: Sequence[Tensor], convolved: Sequence[T
     return functools.reduce(torch.add, terms)
 
 
+#: How many groups of samples a batch consists of, whose batch norms do not see each other
+_groups = 1
+
+
+@contextmanager
+def grouped(groups: int) -> Iterator[None]:
+    """Within, each batch norm here takes its statistics group by group, of `groups` equal parts of the batch.
+
+    So several batches pass through a supernet as one, and each has the outcome of a pass of its own.
+    """
+    global _groups
+    before, _groups = _groups, groups
+    try:
+        yield
+    finally:
+        _groups = before
+
+
 def batch_norm(x: Tensor, gamma: Tensor | None = None, beta: Tensor | None = None) -> Tensor:
-    """By the statistics of the batch."""
-    if runtime.fast() and _sums_share_lines(x):
-        return _BackInOneThread.apply(x, gamma, beta)  # type: ignore[no-any-return]
+    """By the statistics of the batch, or of each of its groups."""
+    if _groups > 1 or (runtime.fast() and _sums_share_lines(x)):
+        return _BatchNorm.apply(x, gamma, beta, _groups)  # type: ignore[no-any-return]
     return functional.batch_norm(x, None, None, gamma, beta, training=True, eps=EPS)
 
 
@@ -51,24 +70,47 @@ def _sums_share_lines(x: Tensor) -> bool:
     return last and x.shape[1] * x.element_size() % 64 != 0
 
 
-class _BackInOneThread(torch.autograd.Function):
+class _BatchNorm(torch.autograd.Function):
+    """In groups, and back in one thread where two would wait for each other."""
+
     @staticmethod
-    def forward(ctx: Any, x: Tensor, gamma: Tensor | None, beta: Tensor | None) -> Tensor:
-        y, mean, inverse_deviation = torch.native_batch_norm(x, gamma, beta, None, None, True, 0.0, EPS)
-        ctx.save_for_backward(x, gamma, mean, inverse_deviation)
+    def forward(ctx: Any, x: Tensor, gamma: Tensor | None, beta: Tensor | None, groups: int) -> Tensor:
+        y, saved = torch.empty_like(x), []
+        for part, out in zip(x.chunk(groups), y.chunk(groups), strict=True):
+            saved += [x.new_empty(x.shape[1]) for _ in range(2)]  # mean, and reciprocal of the deviation
+            torch.native_batch_norm(part, gamma, beta, None, None, True, 0.0, EPS, out=(out, *saved[-2:]))
+        ctx.save_for_backward(x, gamma, *saved)
         return y
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        x, gamma, mean, inverse_deviation = ctx.saved_tensors
-        threads = torch.get_num_threads()
-        torch.set_num_threads(1)
-        try:
-            return torch.ops.aten.native_batch_norm_backward(  # type: ignore[no-any-return]
-                gradient, x, gamma, None, None, mean, inverse_deviation, True, EPS, list(ctx.needs_input_grad)
-            )
-        finally:
-            torch.set_num_threads(threads)
+        x, gamma, *saved = ctx.saved_tensors
+        groups, wanted = len(saved) // 2, list(ctx.needs_input_grad[:3])
+        parts = zip(gradient.chunk(groups), x.chunk(groups), saved[::2], saved[1::2], strict=True)
+        with _one_thread() if _sums_share_lines(x) else nullcontext():
+            found = [
+                torch.ops.aten.native_batch_norm_backward(dy, part, gamma, None, None, *moments, True, EPS, wanted)
+                for dy, part, *moments in parts
+            ]
+        if groups == 1:
+            return *found[0], None
+        of_x, of_gamma, of_beta = zip(*found, strict=True)
+        return (
+            torch.cat(of_x) if wanted[0] else None,
+            functools.reduce(torch.add, of_gamma) if wanted[1] else None,
+            functools.reduce(torch.add, of_beta) if wanted[2] else None,
+            None,
+        )
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def gradients(

@@ -3,70 +3,64 @@
 import base64
 import io
 from collections.abc import Iterator, Mapping
-from importlib import resources
 from typing import Any
 
 import numpy as np
-import yaml
-from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 from numpy.typing import NDArray
 from PIL import Image
 
-from arnas.reporting import plots, words
-from arnas.reporting.scores import ATTACKS, Run
+from arnas.reporting import plots, render, words
+from arnas.reporting.scores import Run, front, rows, strongest, violations
 from arnas.space import drawing
 from arnas.space.operations import OPERATIONS
 
-INTENSITIES = ("epsilon", "step_size")  # settings that are given as fractions of 255
 
-
-def page(run: Run, scores: Mapping[str, Any]) -> str:
+def page(run: Run, scores: Mapping[str, Any], document: str) -> str:
     """The page as text; `scores` are those of the run, and every score on the page is one of them.
 
     Same run, same text.
+
+    Args:
+        document: The scores as the text of scores.json, for the download.
     """
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters |= {"percent": words.percent, "intensity": words.intensity, "duration": words.duration}
-    source = resources.files("arnas.reporting").joinpath("report.html.j2").read_text(encoding="utf-8")
-    attacks = [attack for attack in ATTACKS if any(attack in entry for entry in scores["models"].values())]
-    text: str = environment.from_string(source).render(
+    models = scores["models"]
+    names = words.titles(scores["settings"]["whitebox"])
+    alarms = violations(scores)
+    pairs = words.comparisons(scores.get("pairs", []), names)
+    return render.page(
+        "report.html.j2",
+        files=render.downloads(f"arnas-{scores['data']['dataset']}", document, rows(scores)),
+        title=f"ARNAS report: {scores['data']['dataset']}",
+        what="run",
         run=run,
         scores=scores,
         claim=words.claim(run, scores),
         qualification=words.qualification(scores),
+        alarms=alarms,
+        warnings=[warning for warning in scores["warnings"] if warning not in alarms],
         limits=words.limits(run, scores),
         best=words.best(scores),
-        attacks={attack: ATTACKS[attack] for attack in attacks},
-        names=ATTACKS,
+        attacks=made(models, names),
+        names=names,
+        made=made,
+        ball=words.ball,
+        pairs=pairs,
+        tally=words.tally(pairs),
         cells=_cells(run),
         search=_search(run),
         training=_training(run),
-        scatter=_scatter(scores),
-        matrix=Markup(plots.matrix(scores["blackbox"])) if "blackbox" in scores else None,
+        attacked=_attacked(scores, names),
         examples={name: list(_examples(run, name)) for name in run.examples},
         artifacts=list(run.artifacts()),
-        settings=as_yaml(scores["settings"]),
-        as_yaml=as_yaml,
+        settings=render.as_yaml(scores["settings"]),
+        versions=scores["versions"],
     )
-    return text.lstrip()
 
 
-def as_yaml(values: Any) -> str:
-    """Settings as the text of a preset file, which says 8/255 and not 0.03137254901960784."""
-    text: str = yaml.safe_dump(_fractions(values), sort_keys=False, allow_unicode=True, width=100)
-    return text
-
-
-def _fractions(values: Any) -> Any:
-    if isinstance(values, Mapping):
-        return {key: _fraction(value) if key in INTENSITIES else _fractions(value) for key, value in values.items()}
-    return values
-
-
-def _fraction(value: float | str) -> float | str:
-    """As text where it is exactly a fraction; the settings of one of `models` may hold text already."""
-    return text if isinstance(value, float) and "/" in (text := words.intensity(value)) else value
+def made(entries: Mapping[str, Mapping[str, Any]], names: Mapping[str, str]) -> dict[str, str]:
+    """The attacks that any of the models met, and their titles."""
+    return {attack: title for attack, title in names.items() if any(attack in entry for entry in entries.values())}
 
 
 def _cells(run: Run) -> list[Markup]:
@@ -92,13 +86,25 @@ def _search(run: Run) -> dict[str, Markup]:
 
 
 def _training(run: Run) -> dict[str, Markup]:
-    selections = {name: body["content"]["selection"] for name, body in run.models.items()}
-    return {name: Markup(plots.training(name, run.histories[name], selections[name])) for name in run.models}
+    """The training of each model that was trained here."""
+    selections = {name: body["content"]["selection"] for name, body in run.trained().items()}
+    return {name: Markup(plots.training(name, run.histories[name], chosen)) for name, chosen in selections.items()}
 
 
-def _scatter(scores: Mapping[str, Any]) -> Markup | None:
-    models = {name: entry for name, entry in scores["models"].items() if "autoattack" in entry}
-    return Markup(plots.scatter(models, 1 / len(scores["data"]["classes"]))) if models else None
+def _attacked(scores: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, Any]:
+    """Figures of the attacks, by name, and the Pareto front."""
+    figures: dict[str, Any] = {}
+    attack = strongest(scores["models"])
+    models = {name: entry for name, entry in scores["models"].items() if attack in entry}
+    if attack is not None:
+        figures["front"], figures["title"] = front(models, attack), names[attack]
+        guessing = 1 / len(scores["data"]["classes"])
+        figures["scatter"] = Markup(plots.scatter(models, attack, names[attack], figures["front"], guessing))
+    if curves := {name: entry["curve"] for name, entry in models.items() if "curve" in entry}:
+        figures["curves"] = Markup(plots.curves(curves, scores["settings"]["whitebox"].get("norm", "linf")))
+    if "blackbox" in scores:
+        figures["matrix"] = Markup(plots.matrix(scores["blackbox"]))
+    return figures
 
 
 def _examples(run: Run, name: str) -> Iterator[dict[str, Any]]:

@@ -7,7 +7,7 @@ figure reads on light and dark alike. Same data, same bytes: no dates, and ident
 import hashlib
 import io
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import wraps
 from typing import Any
 from xml.sax.saxutils import quoteattr
@@ -206,23 +206,116 @@ def matrix(scores: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> tuple[Figur
 
 
 @_figure
-def scatter(models: Mapping[str, Mapping[str, Any]], chance: float) -> tuple[Figure, str]:
-    """Clean against AutoAttack accuracy with 95% intervals of the `models` of scores.json; `chance` is guessing."""
-    figure, axes = _axes(3.2)
+def scatter(
+    models: Mapping[str, Mapping[str, Any]], attack: str, title: str, front: Sequence[str], chance: float | None
+) -> tuple[Figure, str]:
+    """Clean accuracy against that under an attack, with 95% intervals.
+
+    Args:
+        models: Entries of scores.json.
+        attack, title: The attack's key, and what it is called.
+        front: Names of the models to join, in order; none where they are not to be ranked.
+        chance: Accuracy of guessing, None where it is not one.
+    """
+    columns = _columns(models)
+    figure, axes = _axes(2.9 + 0.17 * -(-len(models) // columns))
+    axes.plot(
+        [models[name]["clean"]["accuracy"] for name in front],
+        [models[name][attack]["accuracy"] for name in front],
+        color=INK,
+        alpha=0.45,
+        linewidth=1,
+        label="Pareto front" if len(front) > 1 else None,
+    )
     points = []
     for index, (name, entry) in enumerate(models.items()):
-        clean, robust = entry["clean"], entry["autoattack"]
-        colour, x, y = SERIES[index % len(SERIES)], clean["accuracy"], robust["accuracy"]
+        clean, robust = entry["clean"], entry[attack]
+        (colour, marker), x, y = _look(index), clean["accuracy"], robust["accuracy"]
         axes.errorbar(x, y, xerr=_bars(clean), yerr=_bars(robust), color=colour, elinewidth=1.2, capsize=2)
-        axes.plot(x, y, MARKERS[index % len(MARKERS)], color=colour, markersize=6, label=name)
-        points.append(f"{name} {x:.1%} clean and {y:.1%} under AutoAttack")
-    axes.axhline(chance, color=INK, alpha=0.5, linewidth=0.9, linestyle="--", label="chance")
-    axes.set(xlabel="clean accuracy", title="AutoAttack accuracy")
+        axes.plot(x, y, marker, color=colour, markersize=6, label=name)
+        points.append(f"{name} {x:.1%} clean and {y:.1%} under {title}")
+    if chance is not None:
+        axes.axhline(chance, color=INK, alpha=0.5, linewidth=0.9, linestyle="--", label="chance")
+    axes.set(xlabel="clean accuracy", title=f"{title} accuracy")
     axes.set_ylim(bottom=min(0.0, axes.get_ylim()[0]))
     axes.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
     axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    _legend(figure, columns)
+    best = [f"on the Pareto front: {', '.join(front)}"] if front else []
+    return figure, f"Clean against {title} accuracy: {'; '.join(points + best)}"
+
+
+@_figure
+def curves(curves: Mapping[str, Sequence[Mapping[str, Any]]], norm: str) -> tuple[Figure, str]:
+    """Accuracy against the radius of the ball, in bands of 95% intervals; `curves` as in scores.json, by model.
+
+    Radii double, so that they stand in equal steps; the first is zero.
+    """
+    radii = sorted({point["epsilon"] for curve in curves.values() for point in curve})
+    columns = _columns(curves)
+    figure, axes = _axes(2.6 + 0.17 * -(-len(curves) // columns))
+    ends = []
+    for index, (name, curve) in enumerate(curves.items()):
+        colour, marker = _look(index)
+        x = [radii.index(point["epsilon"]) for point in curve]
+        low, high = zip(*(point["interval"] for point in curve), strict=True)
+        axes.fill_between(x, low, high, color=colour, alpha=0.15, linewidth=0)
+        accuracy = [point["accuracy"] for point in curve]
+        axes.plot(x, accuracy, marker=marker, markersize=4, color=colour, label=name, clip_on=False)
+        ends.append(f"{name} from {accuracy[0]:.1%} to {accuracy[-1]:.1%} at {_radius(curve[-1]['epsilon'], norm)}")
+    axes.set_xticks(range(len(radii)), [_radius(radius, norm) for radius in radii])
+    axes.set(xlabel=f"epsilon ({norm}{', of 255' if norm == 'linf' else ''})", ylim=(0, 1), title="accuracy")
+    axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    _legend(figure, columns)
+    return figure, f"Accuracy against epsilon{' in steps of 1/255' if norm == 'linf' else ''}: " + "; ".join(ends)
+
+
+@_figure
+def operations(chosen: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> tuple[Figure, str]:
+    """Share of edges that each operation has in each cell kind, with 95% intervals; as in study.json."""
+    kinds = [kind for kind in COLOURS if kind in chosen]
+    names = list(dict.fromkeys(name for kind in kinds for name in chosen[kind]))
+    figure, axes = _axes(0.9 + 0.36 * len(names))
+    most = []
+    for index, kind in enumerate(kinds):
+        entries = [chosen[kind][name] for name in names]
+        shares = np.array([entry["share"] for entry in entries])
+        y = np.arange(len(names)) + 0.22 * (index - (len(kinds) - 1) / 2)
+        reach = np.array([entry["interval"] for entry in entries]).T - shares
+        axes.errorbar(
+            shares,
+            y,
+            xerr=np.abs(reach),
+            fmt=MARKERS[index],
+            color=COLOURS[kind],
+            markersize=4.5,
+            elinewidth=1.2,
+            clip_on=False,
+            label=f"{kind} cell",
+        )
+        most.append(f"{names[int(shares.argmax())]} ({shares.max():.1%}) in the {kind} cell")
+    axes.set_yticks(range(len(names)), names)
+    axes.invert_yaxis()
+    axes.set(xlim=(0, None), title="share of the edges")
+    axes.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    axes.tick_params(axis="y", length=0)
     _legend(figure, 3)
-    return figure, "Clean against AutoAttack accuracy: " + "; ".join(points)
+    return figure, "Operations chosen in each cell kind; most often " + ", ".join(most)
+
+
+def _look(index: int) -> tuple[str, str]:
+    """Colour and marker of a model; both together tell 49 apart."""
+    return SERIES[index % len(SERIES)], MARKERS[(index + index // len(SERIES)) % len(MARKERS)]
+
+
+def _columns(names: Iterable[str]) -> int:
+    """Of a legend with these names, so that it fits under the figure."""
+    longest = max(map(len, names))
+    return 3 if longest <= 14 else 2 if longest <= 26 else 1
+
+
+def _radius(epsilon: float, norm: str) -> str:
+    return f"{255 * epsilon:.3g}" if norm == "linf" else f"{epsilon:.3g}"
 
 
 def _axes(height: float) -> tuple[Figure, Axes]:

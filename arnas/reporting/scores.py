@@ -1,6 +1,6 @@
-"""The figures of a run in one JSON document, scores.json, and the parts that they come from."""
+"""The figures of a run: the parts that they come from, and what the one JSON document, scores.json, tells of them."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +17,7 @@ ATTACKS = {  # weakest first; Square last, since it does not see the network
     "autoattack": "AutoAttack",
     "square": "Square",
 }
+COLUMNS = ATTACKS | {"corrupted": "corruptions"}  # of tables; what noise, blur, low contrast and JPEG leave, on average
 
 Body = Mapping[str, Any]  # of an artifact: content, digest, origin
 
@@ -31,11 +32,17 @@ class Run:
     supernet: Body | None
     search: Mapping[str, Any] | None  # history.json of the supernet
     models: Mapping[str, Body]
-    histories: Mapping[str, Mapping[str, Any]]  # history.json of each model
+    histories: Mapping[str, Mapping[str, Any]]  # history.json of each model; those adopted from elsewhere have none
     evaluations: Mapping[str, Body]  # by the name of the model
+    outcomes: Mapping[str, Mapping[str, NDArray[np.generic]]]  # outcomes.safetensors of each evaluation
     examples: Mapping[str, Mapping[str, NDArray[np.generic]]]  # examples.safetensors of each evaluation
     blackbox: Body | None
+    blackbox_outcomes: Mapping[str, NDArray[np.generic]]  # its outcomes.safetensors
     transfer: tuple[Body, Body] | None  # model, evaluation
+
+    def trained(self) -> dict[str, Body]:
+        """The models whose training is known: all but those adopted from elsewhere."""
+        return {name: body for name, body in self.models.items() if body["content"]["settings"]}
 
     def artifacts(self) -> Iterator[tuple[str, Body]]:
         """Every artifact, by what it is."""
@@ -53,74 +60,65 @@ class Run:
             yield "evaluation of the transferred model", self.transfer[1]
 
 
-def collect(run: Run) -> dict[str, Any]:
-    """The document: models x attacks, black-box matrix, transfer; settings, versions, data and digests behind them.
+def strongest(entries: Mapping[str, Mapping[str, Any]]) -> str | None:
+    """The strongest white-box attack that any of the models met; None without evaluations."""
+    made = {attack for entry in entries.values() for attack in entry}
+    return next((attack for attack in ("autoattack", "pgd100", "pgd20", "fgsm") if attack in made), None)
 
-    A score is {"correct", "total", "accuracy" in [0, 1], "interval": [low, high] (95%)}. What a run lacks is left out.
+
+def front(entries: Mapping[str, Mapping[str, Any]], attack: str) -> list[str]:
+    """The Pareto front of clean and robust accuracy, from the most robust to the most accurate.
+
+    A model is on it unless another is at least as good in both and better in one.
     """
-    square = run.blackbox["content"].get("square", {}) if run.blackbox else {}
-    content = run.images["content"]
-    scores: dict[str, Any] = {
-        "models": {
-            name: _model(body, run.evaluations.get(name), {"square": square[name]} if name in square else {})
-            for name, body in run.models.items()
-        }
+    points = {
+        name: (float(entry["clean"]["accuracy"]), float(entry[attack]["accuracy"])) for name, entry in entries.items()
     }
-    if run.blackbox:
-        scores["blackbox"] = run.blackbox["content"]["blackbox"]
-    if run.transfer:
-        model, evaluation = run.transfer
-        dataset, name = evaluation["content"]["data"]["dataset"], model["content"]["name"]
-        scores["transfer"] = {dataset: {name: _model(model, evaluation, {})}}
-    return scores | {
-        "settings": run.settings.model_dump(exclude={"prepare": {"path"}, "transfer": {"path"}}),
-        "versions": _versions(run),
-        "data": {key: content[key] for key in ("dataset", "classes", "shape", "counts")},
-        "digests": _digests(run),
-        "warnings": _warnings(run),
-    }
+    kept = [
+        name
+        for name, (clean, robust) in points.items()
+        if not any(x >= clean and y >= robust and (x, y) != (clean, robust) for x, y in points.values())
+    ]
+    return sorted(kept, key=lambda name: points[name])
 
 
-def _model(model: Body, evaluation: Body | None, square: Mapping[str, Any]) -> dict[str, Any]:
-    content = model["content"]
-    measured = dict(evaluation["content"]["scores"] if evaluation else {}) | dict(square)
-    return {
-        "parameters": content["parameters"],
-        "macs": content["macs"],
-        **{attack: measured[attack] for attack in ATTACKS if attack in measured},
-        "selection": content["selection"],
-    }
+def rows(scores: Mapping[str, Any]) -> Iterator[tuple[str, str, str, str, Mapping[str, Any]]]:
+    """Every score of the document: digest of its artifact, model, data set, attack, score."""
+    dataset, digests = scores["data"]["dataset"], scores["digests"]
+    for name, entry in scores["models"].items():
+        for attack, score in each(entry):
+            digest = digests["blackbox"] if attack == "square" else digests["evaluations"][name]
+            yield digest, name, dataset, attack, score
+    for source, row in scores.get("blackbox", {}).items():
+        for target, score in row.items():
+            yield digests["blackbox"], target, dataset, f"pgd on {source}", score
+    for other, models in scores.get("transfer", {}).items():
+        for name, entry in models.items():
+            for attack, score in each(entry):
+                yield digests["transfer"]["evaluation"], name, other, attack, score
 
 
-def _versions(run: Run) -> dict[str, str]:
-    """Version of each library; several where the artifacts come from several."""
-    found: dict[str, set[str]] = {}
-    for _, body in run.artifacts():
-        for name, version in body["origin"].get("versions", {}).items():
-            found.setdefault(name, set()).add(version)
-    return {name: ", ".join(sorted(versions)) for name, versions in found.items()}
+def each(entry: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """The scores of one model, by attack; radii and severities are part of the attack's name."""
+    yield from ((attack, entry[attack]) for attack in COLUMNS if attack in entry)
+    yield from ((f"pgd20 at epsilon {point['epsilon']:.6g}", point) for point in entry.get("curve", []))
+    for corruption, severities in entry.get("corruptions", {}).items():
+        yield from ((f"{corruption} {severity}", score) for severity, score in severities.items())
 
 
-def _digests(run: Run) -> dict[str, Any]:
-    digests: dict[str, Any] = {"images": run.images["digest"]}
-    if run.supernet:
-        digests["supernet"] = run.supernet["digest"]
-    if run.genotype:
-        digests["genotype"] = run.genotype["digest"]
-    digests["models"] = {name: body["digest"] for name, body in run.models.items()}
-    digests["evaluations"] = {name: body["digest"] for name, body in run.evaluations.items()}
-    if run.blackbox:
-        digests["blackbox"] = run.blackbox["digest"]
-    if run.transfer:
-        digests["transfer"] = {"model": run.transfer[0]["digest"], "evaluation": run.transfer[1]["digest"]}
-    return digests
+def violations(scores: Mapping[str, Any]) -> list[str]:
+    """The sentences of those checks that do not hold, under their models' names."""
+    named = list(scores["models"].items())
+    for dataset, models in scores.get("transfer", {}).items():
+        named += [(f"{name} on {dataset}", entry) for name, entry in models.items()]
+    return violated(named)
 
 
-def _warnings(run: Run) -> list[str]:
-    """What the search and the evaluations warn of; each evaluation's under its model's name."""
-    warnings = [f"search: {message}" for message in run.supernet["content"]["collapse"]] if run.supernet else []
-    evaluations = list(run.evaluations.items())
-    if run.transfer:
-        content = run.transfer[1]["content"]
-        evaluations.append((f"{content['model']} on {content['data']['dataset']}", run.transfer[1]))
-    return warnings + [f"{name}: {message}" for name, body in evaluations for message in body["content"]["warnings"]]
+def violated(entries: Iterable[tuple[str, Mapping[str, Any]]]) -> list[str]:
+    """The sentences of the checks that do not hold, under the names of their entries."""
+    return [
+        f"{name}: {check['sentence']}"
+        for name, entry in entries
+        for check in entry.get("checks", [])
+        if not check["holds"]
+    ]

@@ -3,15 +3,15 @@
 from collections.abc import Mapping
 from typing import Any
 
-from arnas.reporting.scores import ATTACKS
+from arnas.reporting.scores import COLUMNS
 from arnas.reporting.words import percent
 
 
 def table(scores: Mapping[str, Any]) -> str:
     """Models x attacks of a scores.json: accuracy and counts; an attack that no model met has no column."""
     models = scores["models"]
-    attacks = [attack for attack in ATTACKS if any(attack in entry for entry in models.values())]
-    rows = [["model", "parameters", *(ATTACKS[attack] for attack in attacks)]]
+    attacks = [attack for attack in COLUMNS if any(attack in entry for entry in models.values())]
+    rows = [["model", "parameters", *(COLUMNS[attack] for attack in attacks)]]
     for name, entry in models.items():
         rows.append([name, f"{entry['parameters']:,}", *(_cell(entry.get(attack)) for attack in attacks)])
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]

@@ -9,7 +9,8 @@ and an objective L, the hypergradient is
 on the objective, so all objectives share it.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -106,11 +107,25 @@ def _mixed_product(
         return torch.zeros_like(_vector(architecture))
     radius: Tensor = 0.01 / norm
     ends: list[Tensor] = []
-    for sign in (1, -1):
-        _put(weights, [w + sign * radius * g for w, g in zip(before, v, strict=True)])
-        ends.append(_vector(torch.autograd.grad(train_loss(), architecture, materialize_grads=True)))
+    with _constant(weights):
+        for sign in (1, -1):
+            _put(weights, [w + sign * radius * g for w, g in zip(before, v, strict=True)])
+            ends.append(_vector(torch.autograd.grad(train_loss(), architecture, materialize_grads=True)))
     _put(weights, before)
     return (ends[0] - ends[1]) / (2 * radius)
+
+
+@contextmanager
+def _constant(weights: Sequence[Tensor]) -> Iterator[None]:
+    """Within, nothing is computed for gradients of the weights, which is half of the way back."""
+    wanted = [weight.requires_grad for weight in weights]
+    for weight in weights:
+        weight.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for weight, want in zip(weights, wanted, strict=True):
+            weight.requires_grad_(want)
 
 
 def _take(step: VirtualStep, weights: Sequence[Tensor], gradient: Sequence[Tensor]) -> None:

@@ -1,7 +1,7 @@
 """The search: bilevel descent on weights and architecture of the supernet (paper algorithm 1)."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -9,12 +9,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from arnas import runtime
+from arnas import kernels, runtime
 from arnas.attacks import PGD
 from arnas.checkpoints import Keeper
 from arnas.config import Search
 from arnas.data.image_set import ImageSet, augment
 from arnas.graphs import Graphed
+from arnas.kernels import twins
 from arnas.search.combination import combination, min_norm_weight
 from arnas.search.hypergradient import VirtualStep, hypergradients
 from arnas.space import genotype
@@ -89,9 +90,8 @@ class SearchStep:
         Raises:
             Diverged: A loss or gradient is not finite; weights and architecture are not stepped with it.
         """
-        (train_images, train_labels), (images, labels) = train, validation
-        train_adversarial = self.attack(self.model, train_images, train_labels)
-        adversarial = self.attack(self.model, images, labels)
+        (_, train_labels), (images, labels) = train, validation
+        train_adversarial, adversarial = self._attacked(train, validation)
         train_loss = self._loss(train_adversarial, train_labels)
 
         (natural_gradient, adversarial_gradient), (natural_loss, adversarial_loss) = hypergradients(
@@ -137,6 +137,15 @@ class SearchStep:
         self.supernet.load_state_dict(state["supernet"])
         self.weight_optimizer.load_state_dict(state["weight_optimizer"])
         self.architecture_optimizer.load_state_dict(state["architecture_optimizer"])
+
+    def _attacked(self, *batches: tuple[Tensor, Tensor]) -> Sequence[Tensor]:
+        """The adversarial images of each batch; on a CPU by one attack on all, whose batch norms keep them apart."""
+        images, labels = zip(*batches, strict=True)
+        equal = len({len(part) for part in images}) == 1
+        if not (runtime.fast() and equal and images[0].device.type == "cpu") or kernels.usable(images[0]):
+            return [self.attack(self.model, *batch) for batch in batches]
+        with twins.grouped(len(batches)):
+            return self.attack(self.model, torch.cat(images), torch.cat(labels)).chunk(len(batches))
 
     def _loss(self, images: Tensor, labels: Tensor) -> Callable[[], Tensor]:
         return lambda: functional.cross_entropy(self.model(images), labels)

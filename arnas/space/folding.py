@@ -17,15 +17,18 @@ from arnas.space.network import Classifier
 from arnas.space.operations import FactorizedReduce
 
 
-def attackable(network: Classifier) -> Callable[[], nn.Module]:
+def attackable(network: nn.Module) -> Callable[[], nn.Module]:
     """What attacks shall be given for a network, which may go on changing.
 
     Returns:
         A function that gives it as the network is now: a folded copy, whose passes are CUDA graphs on a GPU, or the
-        network itself in the plain form.
+        network itself in the plain form. Only a `Classifier` is folded, since we know how it computes.
     """
     if not runtime.fast():
         return lambda: network
+    if not isinstance(network, Classifier):
+        replayed = Graphed(network)
+        return lambda: replayed
     folded = Folded(network)
     graphed = Graphed(folded.refresh())
 

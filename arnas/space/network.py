@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from arnas import artifacts, runtime
 from arnas.errors import InvalidInput
+from arnas.space import foreign
 from arnas.space.genotype import Genotype
 from arnas.space.gradients import dense_gradient
 from arnas.space.layout import NODES, Cell, Layout
@@ -173,21 +174,27 @@ def build(description: dict[str, Any]) -> Classifier:
 
 def load_model(
     path: str | Path, device: torch.device | str = "cpu", weights: str = "best"
-) -> tuple[Classifier, dict[str, Any]]:
+) -> tuple[nn.Module, dict[str, Any]]:
     """Load a model artifact.
 
     Args:
-        path: Folder that the retrain stage wrote.
+        path: Folder that the stage retrain wrote, or adopt.
         device: Where the network goes.
-        weights: "best" (on the hold-out) or "last".
+        weights: "best" (on the hold-out) or "last"; an adopted network has but one.
 
     Returns:
-        The network in evaluation mode with frozen parameters, and the artifact's body (see `artifacts.read`).
+        The network, a `Classifier` or `Foreign`, in evaluation mode with frozen parameters, and the artifact's body
+        (see `artifacts.read`).
 
     Raises:
-        InvalidInput: The folder is no model, or damaged.
+        InvalidInput: The folder is no model, or damaged; or an adopted network is not what it was.
     """
     body = artifacts.read(path, "model")
-    network = build(body["content"]["network"])
-    network.load_state_dict(load_file(Path(path) / f"{weights}.safetensors"))
+    description = body["content"]["network"]
+    network: nn.Module
+    if description["architecture"] in foreign.ARCHITECTURES:
+        network = foreign.restore(description, Path(path), device)
+    else:
+        network = build(description)
+        network.load_state_dict(load_file(Path(path) / f"{weights}.safetensors"))
     return network.to(device).eval().requires_grad_(False), body

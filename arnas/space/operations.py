@@ -18,14 +18,17 @@ from arnas.space.gradients import Convolution
 
 def batch_norm(channels: int, affine: bool) -> nn.BatchNorm2d:
     """Batch norm of a trained network (`affine`), or of the supernet (batch statistics only)."""
-    return (nn.BatchNorm2d if affine else _BatchNorm)(channels, affine=affine, track_running_stats=affine)
+    return nn.BatchNorm2d(channels) if affine else BatchStatisticsNorm(channels, affine=False)
 
 
-class _BatchNorm(nn.BatchNorm2d):
-    """By batch statistics only, with the shorter way back where torch's is slow."""
+class BatchStatisticsNorm(nn.BatchNorm2d):
+    """By batch statistics only, those of each group within `twins.grouped`."""
+
+    def __init__(self, channels: int, affine: bool):
+        super().__init__(channels, affine=affine, track_running_stats=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        return twins.batch_norm(x)
+        return twins.batch_norm(x, self.weight, self.bias)
 
 
 class ReLUConvBN(nn.Sequential):

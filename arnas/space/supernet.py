@@ -13,7 +13,7 @@ from torch.nn import functional
 from arnas import kernels, runtime
 from arnas.space.gradients import dense_gradient
 from arnas.space.layout import EDGES, KINDS, NODES, Cell, Layout
-from arnas.space.operations import OPERATIONS, FactorizedReduce, ReLUConvBN
+from arnas.space.operations import OPERATIONS, BatchStatisticsNorm, FactorizedReduce, ReLUConvBN
 
 
 class Supernet(nn.Module):
@@ -28,7 +28,7 @@ class Supernet(nn.Module):
         self.architecture = nn.ParameterDict(
             {kind: 1e-3 * torch.randn(EDGES, len(OPERATIONS)) for kind in KINDS.values()}
         )
-        stem_norm = nn.BatchNorm2d(3 * channels, track_running_stats=False)
+        stem_norm = BatchStatisticsNorm(3 * channels, affine=True)
         self.stem = nn.Sequential(nn.Conv2d(channels_in, 3 * channels, 3, padding=1, bias=False), stem_norm)
         plan = list(layout.plan(channels))
         self.kinds = [cell.kind for cell in plan]

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from arnas import artifacts, runtime
-from arnas.evaluation.outcome import Outcome
+from arnas.evaluation.outcome import Outcome, figures
 
 
 def run(shards: Sequence[str | Path], output: str | Path) -> dict[str, Any]:
@@ -29,6 +29,5 @@ def run(shards: Sequence[str | Path], output: str | Path) -> dict[str, Any]:
         if body["kind"] == "evaluation":
             with artifacts.publish(output) as folder:
                 shutil.copytree(shards[0], folder)
-            scores = body["content"]["scores"]
-            return {"digest": body["digest"]} | {name: entry["accuracy"] for name, entry in scores.items()}
+            return {"digest": body["digest"]} | figures(body["content"])
     return Outcome.join(shards).write(output, origin.report())

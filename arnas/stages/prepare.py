@@ -1,18 +1,18 @@
 """Prepare: read a data set, split it, and write the image set that all other stages read."""
 
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
-from torchvision.transforms.v2.functional import resize
+from torch.nn import functional
 
 from arnas import artifacts, objects, runtime
 from arnas.config import Prepare
-from arnas.data import catalog
-from arnas.data.catalog import Source
+from arnas.data import catalog, image_set
+from arnas.data.source import Rows, Source, chunk
 from arnas.errors import InvalidInput
 
 
@@ -36,44 +36,59 @@ def run(output: str | Path, settings: Prepare) -> dict[str, Any]:
     """
     artifacts.require_writable(output)
     origin = runtime.Origin()
-    source = _read(settings)
-    _, _, height, width = source.images.shape
-    if min(settings.image_size or height, settings.image_size or width) < 8:
-        raise InvalidInput(f"prepare: images of {width} x {height} pixels are too small; set image_size to 8 or more.")
-    splits = split(source, settings)
-    source, splits = _compact(source, splits)
-    images = _resized(source.images, settings.image_size)
-
-    content = {
-        "settings": settings.model_dump(exclude={"path"}),
-        "dataset": settings.dataset,
-        "classes": source.classes,
-        "shape": list(images.shape[1:]),
-        "counts": {name: len(indices) for name, indices in splits.items()},
-    }
-    with artifacts.publish(output) as scratch:
-        scratch.mkdir()
-        save_file({"images": images, "labels": source.labels, **splits}, scratch / "images.safetensors")
-        digest = artifacts.write(scratch, "image_set", content, origin.report())
+    with Rows(Path(output).parent) as rows:
+        source = _read(settings, rows)
+        channels, height, width = rows.shape
+        sides = (settings.image_size or height, settings.image_size or width)
+        if min(sides) < 8:
+            raise InvalidInput(
+                f"prepare: images of {width} x {height} pixels are too small; set image_size to 8 or more."
+            )
+        splits = split(source, settings)
+        used, splits = _compact(splits, len(rows))
+        content = {
+            "settings": settings.model_dump(exclude={"path", "download"}),
+            "dataset": settings.dataset,
+            "classes": source.classes,
+            "shape": [channels, *sides],
+            "counts": {name: len(indices) for name, indices in splits.items()},
+            "damaged": list(source.damaged),
+        }
+        with artifacts.publish(output) as scratch:
+            scratch.mkdir()
+            image_set.write(
+                scratch / "images.safetensors",
+                _resized(rows, used, sides),
+                (len(used), channels, *sides),
+                {"labels": source.labels[used], **splits},
+            )
+            figures = origin.report()
+            digest = artifacts.write(scratch, "image_set", content, figures)
+    runtime.say(
+        "prepare",
+        f"{len(used)} images in {figures['seconds']:.1f} s, with {figures['peak_memory_mib']} MiB of memory at most.",
+    )
     return {
         "digest": digest,
         "dataset": settings.dataset,
-        "images": len(images),
+        "images": len(used),
         "classes": len(source.classes),
         **{name: len(indices) for name, indices in splits.items()},
     }
 
 
-def _read(settings: Prepare) -> Source:
-    """The data set; one that lies in a bucket is copied to this machine for as long as it is read."""
-    if settings.path is None or not objects.is_place(settings.path):
-        return catalog.read(settings)
+def _read(settings: Prepare, rows: Rows) -> Source:
+    """The data set; one in a bucket, or downloaded to no path, is on this machine for as long as it is read."""
+    stored = settings.path is not None and objects.is_place(settings.path)
+    if not stored and not (settings.download and settings.path is None):
+        return catalog.read(settings, rows)
     with tempfile.TemporaryDirectory(prefix="arnas-data-") as folder:
-        objects.download(settings.path, Path(folder))
+        if stored:
+            objects.download(str(settings.path), Path(folder))
         try:
-            return catalog.read(settings.model_copy(update={"path": folder}))
+            return catalog.read(settings.model_copy(update={"path": folder}), rows)
         except InvalidInput as error:
-            raise InvalidInput(str(error).replace(folder, settings.path)) from None
+            raise InvalidInput(str(error).replace(folder, settings.path or "the download")) from None
 
 
 def split(source: Source, settings: Prepare) -> dict[str, Tensor]:
@@ -135,19 +150,21 @@ def _require_images(splits: dict[str, Tensor], source: Source) -> None:
             )
 
 
-def _compact(source: Source, splits: dict[str, Tensor]) -> tuple[Source, dict[str, Tensor]]:
-    """Leave out the images that are in no split."""
+def _compact(splits: dict[str, Tensor], count: int) -> tuple[Tensor, dict[str, Tensor]]:
+    """Indices of the images that are in a split, and the splits as places among those."""
     used = torch.cat(list(splits.values())).sort().values
-    if len(used) == len(source.images):
-        return source, splits
-    place = torch.full((len(source.images),), -1)
+    place = torch.full((count,), -1)
     place[used] = torch.arange(len(used))
-    kept = Source(source.images[used], source.labels[used], source.classes)
-    return kept, {name: place[indices] for name, indices in splits.items()}
+    return used, {name: place[indices] for name, indices in splits.items()}
 
 
-def _resized(images: Tensor, side: int | None) -> Tensor:
-    """Images resized to a square, antialiased; in chunks, since the arithmetic is in float."""
-    if side is None or images.shape[-2:] == (side, side):
-        return images
-    return torch.cat([resize(chunk, [side, side], antialias=True) for chunk in images.split(1000)])
+def _resized(rows: Rows, indices: Tensor, sides: tuple[int, int]) -> Iterator[Tensor]:
+    """The images, in chunks, resized where they have other sides."""
+    progress = runtime.Progress("prepare", len(indices), unit="image")
+    step = min(chunk(rows.shape), chunk((rows.shape[0], *sides)))
+    for images in rows.read(indices, step):
+        if images.shape[-2:] != sides:
+            images = functional.interpolate(images, sides, mode="bilinear", antialias=True)
+        yield images
+        progress.advance(count=len(images))
+    progress.close()

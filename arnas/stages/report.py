@@ -12,7 +12,8 @@ from arnas.config import Settings
 from arnas.errors import InvalidInput
 from arnas.reporting import html as html_page
 from arnas.reporting import words
-from arnas.reporting.scores import Run, collect
+from arnas.reporting.collect import collect
+from arnas.reporting.scores import COLUMNS, Run
 from arnas.space import genotype as genotypes
 
 Pathlike = str | Path
@@ -40,13 +41,13 @@ def run(
         settings: Settings of the whole run.
         supernet: Searched supernet.
         genotype: Genotype file that was derived from it, or a published genotype's name.
-        models: Trained models, in the order in which they are to appear.
+        models: Models, trained or adopted, in the order in which they are to appear.
         evaluations: White-box evaluations, in any order; each belongs to the model whose digest it names.
         blackbox: Black-box evaluation of these models.
         transfer: A model that was trained on another data set, and its evaluation there.
 
     Returns:
-        digest of the scores; the best model's name, clean accuracy, and accuracy under the strongest attack made.
+        digest of the scores; the best model's name; the accuracies of every model, by "MODEL ATTACK".
 
     Raises:
         InvalidInput: An artifact is missing or damaged, or does not belong to the others.
@@ -54,15 +55,16 @@ def run(
     artifacts.require_writable(html, scores)
     collected = _read(images, settings, supernet, genotype, models, evaluations, blackbox, transfer)
     document = collect(collected)
-    page = html_page.page(collected, document)
-    artifacts.write_text(scores, json.dumps(document, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+    text = json.dumps(document, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+    page = html_page.page(collected, document, text)
+    artifacts.write_text(scores, text)
     artifacts.write_text(html, page)
 
-    best, attack = words.best(document), words.strongest(document)
     figures: dict[str, Any] = {"digest": artifacts.digest(document)}
-    if best is not None and attack is not None:
-        entry = document["models"][best]
-        figures |= {"best": best, "clean": entry["clean"]["accuracy"], attack: entry[attack]["accuracy"]}
+    if (best := words.best(document)) is not None:
+        figures["best"] = best
+    for name, entry in document["models"].items():
+        figures |= {f"{name} {attack}": entry[attack]["accuracy"] for attack in COLUMNS if attack in entry}
     return figures
 
 
@@ -78,7 +80,8 @@ def _read(
 ) -> Run:
     image_set = artifacts.read(images, "image_set")
     bodies, histories = _models(models)
-    evaluated, examples = _evaluations(evaluations, bodies, image_set["digest"])
+    evaluated, paths = _evaluations(evaluations, bodies, image_set["digest"])
+    examples = {name: load_file(path / "examples.safetensors") for name, path in paths.items()}
     black = artifacts.read(blackbox, "blackbox") if blackbox is not None else None
     if black is not None:
         _require_images(black, image_set["digest"], f"black-box evaluation {blackbox}")
@@ -101,8 +104,10 @@ def _read(
         models=bodies,
         histories=histories,
         evaluations=evaluated,
-        examples=examples,
+        outcomes={name: load_file(path / "outcomes.safetensors") for name, path in paths.items()},
+        examples={name: tensors for name, tensors in examples.items() if len(tensors["labels"])},
         blackbox=black,
+        blackbox_outcomes=load_file(Path(blackbox) / "outcomes.safetensors") if blackbox is not None else {},
         transfer=transferred,
     )
 
@@ -115,17 +120,19 @@ def _models(paths: Iterable[Pathlike]) -> tuple[dict[str, Mapping[str, Any]], di
         name = body["content"]["name"]
         if name in bodies:
             raise InvalidInput(f"Two models are called {name!r}, the second is {path}; train one under another name.")
-        bodies[name], histories[name] = body, _history(path)
+        bodies[name] = body
+        if "history.json" in body["files"]:
+            histories[name] = _history(path)
     return bodies, histories
 
 
 def _evaluations(
     paths: Iterable[Pathlike], models: Mapping[str, Mapping[str, Any]], images: str
-) -> tuple[dict[str, Mapping[str, Any]], dict[str, Mapping[str, Any]]]:
-    """Evaluations and their examples by the name of the model, in the order of the models."""
+) -> tuple[dict[str, Mapping[str, Any]], dict[str, Path]]:
+    """Evaluations and where they lie by the name of the model, in the order of the models."""
     names = {body["digest"]: name for name, body in models.items()}
     bodies: dict[str, Mapping[str, Any]] = {}
-    examples: dict[str, Mapping[str, Any]] = {}
+    places: dict[str, Path] = {}
     for path in paths:
         body = artifacts.read(path, "evaluation")
         name = names.get(body["content"]["model_digest"])
@@ -136,17 +143,22 @@ def _evaluations(
         if name in bodies:
             raise InvalidInput(f"Evaluation {path} is the second one of {name!r}; give one for each model.")
         _require_images(body, images, f"evaluation {path}")
-        bodies[name], examples[name] = body, load_file(Path(path) / "examples.safetensors")
-    epsilons = {body["content"]["settings"]["epsilon"] for body in bodies.values()}
-    if len(epsilons) > 1:
-        radii = " and ".join(words.intensity(epsilon) for epsilon in sorted(epsilons))
+        bodies[name], places[name] = body, Path(path)
+    balls = {_ball(body["content"]["settings"]): None for body in bodies.values()}
+    if len(balls) > 1:
         raise InvalidInput(
-            f"The evaluations attack at epsilon {radii}, which one table cannot compare; evaluate all models at one."
+            f"The evaluations attack at epsilon {' and '.join(sorted(balls))}, which one table cannot compare; "
+            "evaluate all models at one."
         )
     order = [name for name in models if name in bodies]
-    return {name: bodies[name] for name in order}, {
-        name: examples[name] for name in order if len(examples[name]["labels"])
-    }
+    return {name: bodies[name] for name in order}, {name: places[name] for name in order}
+
+
+def _ball(settings: Mapping[str, Any]) -> str:
+    """Radius and norm, and the version of AutoAttack unless it is the standard one."""
+    version = settings.get("autoattack_version", "standard")
+    parts = [words.intensity(settings["epsilon"]), settings.get("norm", "linf")]
+    return " ".join(parts + ([f"(AutoAttack {version})"] if version != "standard" else []))
 
 
 def _require_images(body: Mapping[str, Any], images: str, what: str) -> None:

@@ -1,4 +1,4 @@
-"""Attack one model, seeing all of it: clean accuracy, FGSM, PGD-20, PGD-100, AutoAttack."""
+"""Attack one model, seeing all of it: clean accuracy, FGSM, PGD-20, PGD-100, AutoAttack; and corrupt its images."""
 
 from pathlib import Path
 from typing import Any
@@ -6,7 +6,7 @@ from typing import Any
 from torch import Tensor
 
 from arnas import artifacts, proof, runtime
-from arnas.attacks.autoattack import target_classes
+from arnas.attacks.autoattack import require_classes
 from arnas.checkpoints import CheckpointStore, Keeper
 from arnas.config import Whitebox
 from arnas.data import image_set
@@ -32,7 +32,8 @@ def run(
     Args:
         model: Model artifact; its best weights are attacked.
         images: Image set artifact, of the shape and number of classes that the model expects.
-        output: Where the evaluation artifact goes: scores, outcome of every sample, examples.
+        output: Where the evaluation artifact goes: scores, the curve over epsilon, corruptions, checks of the
+            evaluation itself, outcome of every sample, examples.
         checkpoints: Folder or s3://BUCKET/PREFIX of the work done so far; a run with the same inputs and settings goes
             on from there.
         device: auto, cpu, cuda, cuda:N or mps.
@@ -40,7 +41,7 @@ def run(
         shard: Which share of the samples to attack, such as 2/4; stage merge puts the shards together.
 
     Returns:
-        The artifact's `digest`; of all samples also the accuracy by attack, of a share `shard`.
+        The artifact's `digest`; of all samples also the accuracy by attack and as `corrupted`, of a share `shard`.
 
     Raises:
         InvalidInput: An artifact is unusable, model and images do not fit, AutoAttack is asked for on fewer than four
@@ -54,7 +55,7 @@ def run(
     test_images = image_set.load(images, chosen)
     network, body = load_fitting(model, test_images)
     if settings.autoattack_images:
-        target_classes(len(test_images.classes))
+        require_classes(len(test_images.classes))
 
     proof.prove(chosen)
     packages = ("kernels", "space", "data", "attacks", "evaluation")
@@ -78,7 +79,8 @@ def run(
         "parameters": body["content"]["parameters"],
         "macs": body["content"]["macs"],
     }
-    samples = state["outcomes"] | {"autoattack_first": state["autoattack_first"]}
+    samples = state["outcomes"] | {f"{name}_first": first for name, first in state["first"].items()}
+    samples["corruptions"] = state["corruptions"]
     outcome = Outcome(about, samples, _examples(test_images, state["examples"]), state["warnings"])
     if share.count > 1:
         return {"digest": outcome.write_shard(output, share, origin.report()), "shard": str(share)}

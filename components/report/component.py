@@ -13,6 +13,7 @@ def report(
     blackbox: dsl.Input[dsl.Artifact],
     html: dsl.Output[dsl.HTML],
     scores: dsl.Output[dsl.Artifact],
+    metrics: dsl.Output[dsl.Metrics],
     transfer_network: dsl.Input[dsl.Model] = None,
     transfer_evaluation: dsl.Input[dsl.Artifact] = None,
     preset: str = "cifar10",
@@ -35,7 +36,8 @@ def report(
 
     Returns:
         html: Self-contained report.
-        scores: Scores as JSON. Its metadata carries the best model's accuracies, and the versions.
+        scores: Scores as JSON. Its metadata carries every model's accuracies, and the versions.
+        metrics: The same accuracies, in [0, 1], by model and attack, such as "searched autoattack".
     """
     from arnas import config, task
     from arnas.errors import InvalidInput
@@ -55,4 +57,4 @@ def report(
         transfer=(transfer_network.path, transfer_evaluation.path) if transfer_network else None,
         settings=config.load(preset, overrides),
     )
-    task.record(scores, figures)
+    task.record(scores, figures, metrics)

@@ -7,6 +7,7 @@ from arnas.attacks import FGSM, PGD, AutoAttack, Square, frozen
 ATTACKS = {
     "fgsm": FGSM(0.1),
     "pgd": PGD(0.1, 0.05, 3, restarts=2),
+    "pgd-l2": PGD(0.1, 0.05, 3, restarts=2, norm="l2"),
     "square": Square(0.1, queries=20),
     "autoattack": AutoAttack(1.0),
 }

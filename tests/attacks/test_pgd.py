@@ -3,6 +3,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.stats import kstest
 from torch import nn
 from torch.nn import functional
 
@@ -33,6 +34,55 @@ def test_result_is_in_the_ball_and_in_the_pixel_range(epsilon, step_size, steps,
         assert adversarial.dtype == dtype and adversarial.shape == images.shape and not adversarial.requires_grad
         assert adversarial.min() >= 0 and adversarial.max() <= 1
         assert (adversarial - images).abs().max() <= epsilon + 4 * torch.finfo(dtype).eps
+
+
+@settings(derandomize=True, deadline=None, max_examples=40)
+@given(st.floats(0, 5), st.floats(0, 5), st.integers(0, 4), st.sampled_from(STARTS), st.integers(1, 2))
+def test_in_l2_the_result_is_in_the_ball_and_in_the_pixel_range(epsilon, step_size, steps, start, restarts):
+    for dtype in (torch.float32, torch.float64):
+        model = linear_model(steps, dtype=dtype)
+        images, labels = random_images(5, dtype)
+        adversarial = PGD(epsilon, step_size, steps, start, restarts, "l2")(model, images, labels)
+        assert adversarial.dtype == dtype and adversarial.shape == images.shape
+        assert adversarial.min() >= 0 and adversarial.max() <= 1
+        lengths = (adversarial - images).flatten(1).norm(dim=1)
+        assert (lengths <= epsilon * (1 + 1e-6) + 0.01 * (start == "normal" and steps == 0) + 1e-6).all()
+
+
+def test_in_l2_it_reaches_the_optimum_of_a_linear_model_along_its_gradient():
+    model = linear_model(0, classes=2, dtype=torch.float64)
+    images = torch.full((5, 3, 2, 2), 0.5, dtype=torch.float64)  # the ball does not leave the pixel range
+    labels = torch.tensor([0, 1, 1, 0, 1])
+    away = (model[1].weight[1 - labels] - model[1].weight[labels]).detach()
+    optimum = images + 0.3 * (away / away.norm(dim=1, keepdim=True)).view_as(images)
+    for start in ("uniform", "none"):
+        adversarial = PGD(0.3, 0.1, 100, start, norm="l2")(model, images, labels)
+        torch.testing.assert_close(adversarial, optimum, rtol=0, atol=1e-6)
+
+
+def test_in_l2_a_uniform_start_fills_the_ball():
+    images = torch.full((4000, 3, 2, 2), 0.5)
+    torch.manual_seed(0)
+    noise = PGD(0.4, 0.1, 0, norm="l2")(linear_model(0), images, torch.zeros(4000, dtype=torch.int64)) - images
+    volumes = (noise.flatten(1).norm(dim=1) / 0.4) ** 12  # uniform, in twelve dimensions
+    assert kstest(volumes.numpy(), "uniform").pvalue > 0.01
+    assert noise.mean((0, 2, 3)).abs().max() < 0.01
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_in_l2_it_agrees_with_the_adversarial_robustness_toolbox(classifier, digits):
+    from art.attacks.evasion import ProjectedGradientDescentPyTorch
+    from art.estimators.classification import PyTorchClassifier
+
+    model, images, labels = classifier(), digits[0][:200], digits[1][:200]
+    estimator = PyTorchClassifier(model, nn.CrossEntropyLoss(), (1, 8, 8), 10, clip_values=(0, 1), device_type="cpu")
+    reference = ProjectedGradientDescentPyTorch(
+        estimator, norm=2, eps=0.5, eps_step=0.125, max_iter=20, batch_size=200, verbose=False
+    )
+    theirs = torch.tensor(reference.generate(images.numpy(), np.eye(10, dtype=np.float32)[labels]))
+    ours = PGD(0.5, 0.125, 20, "none", norm="l2")(model, images, labels)
+    accuracies = [(model(attacked).argmax(1) == labels).float().mean().item() for attacked in (ours, theirs)]
+    assert 0.05 < accuracies[0] < 0.95 and accuracies[0] == pytest.approx(accuracies[1], abs=0.011)
 
 
 @settings(derandomize=True, deadline=None, max_examples=25)

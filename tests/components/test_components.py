@@ -35,7 +35,7 @@ OUTPUTS = {
     "blackbox": ["evaluation", "metrics"],
     "transfer": ["network", "evaluation", "metrics"],
     "study": ["html", "result", "table", "metrics"],
-    "report": ["html", "scores"],
+    "report": ["html", "scores", "metrics"],
 }
 # floats, since KFP sends numbers so
 OVERRIDES = {"search.epochs": 3.0, "retrain.epochs": 5.0, "whitebox.images": 6.0, "blackbox.images": 8.0}
@@ -206,6 +206,7 @@ def test_report_gathers_everything_with_or_without_a_transfer(
     assert told.kwargs["transfer"] == (("/at/tn", "/at/te") if transferred else None)
     assert told.kwargs["settings"].search.epochs == 3
     assert artifacts["scores"].metadata == described(FIGURES)
+    assert artifacts["metrics"].metadata == NUMBERS
 
 
 @pytest.mark.parametrize("given", ["transfer_network", "transfer_evaluation"])

@@ -11,8 +11,8 @@ from arnas.attacks.autoattack import PARTS
 from arnas.config import Blackbox, Retrain, Whitebox
 from arnas.data import image_set
 from arnas.evaluation.blackbox import BlackboxEvaluation
-from arnas.evaluation.units import Shard, in_batches
-from arnas.evaluation.whitebox import ROBUST, WRONG, WhiteboxEvaluation
+from arnas.evaluation.units import ROBUST, WRONG, Shard, in_batches
+from arnas.evaluation.whitebox import WhiteboxEvaluation
 from arnas.training import loop
 
 COUNT = 40
@@ -52,11 +52,12 @@ def noise(*models):
     return image_set.ImageSet(images, labels, splits, list("abcd"), (1, 4, 4), "", {})
 
 
-def whitebox(shards=1, autoattack_images=0, **sizes):
+def whitebox(shards=1, autoattack_images=0, curve_images=0, **sizes):
     """The outcomes of an evaluation in so many shards, put together."""
     model = Counting().to(image_set.as_pixels(torch.zeros(1)).dtype)
     images = noise(model)
-    told = Whitebox(epsilon=0.06, step_size=0.02, autoattack_images=autoattack_images, **sizes)
+    counts = {"autoattack_images": autoattack_images, "curve_images": curve_images, "corruption_images": 0}
+    told = Whitebox(epsilon=0.06, step_size=0.02, **counts, **sizes)
     state = WhiteboxEvaluation.begin(images, told)
     evaluation = WhiteboxEvaluation(model, images, told, state)
     for index in range(shards):
@@ -68,9 +69,12 @@ def whitebox(shards=1, autoattack_images=0, **sizes):
 @settings(max_examples=8)
 @given(block=st.integers(5, 50), batch=st.integers(3, 50), shards=st.integers(1, 4))
 def test_outcomes_depend_on_the_block_and_not_on_batches_or_shards(block, batch, shards):
-    outcomes = whitebox(shards, block_size=block, batch_size=batch)["outcomes"]
-    expected = whitebox(block_size=block, batch_size=COUNT)["outcomes"]
+    state = whitebox(shards, curve_images=25, block_size=block, batch_size=batch)
+    whole = whitebox(curve_images=25, block_size=block, batch_size=COUNT)
+    outcomes, expected = state["outcomes"], whole["outcomes"]
     assert all(torch.equal(outcomes[name], expected[name]) for name in expected)
+    assert all(torch.equal(state["first"][name], whole["first"][name]) for name in ("curve", "restarts"))
+    assert len(whole["first"]["curve"].unique()) > 2
     assert 0 < expected["pgd20"].sum() < expected["clean"].sum() < COUNT
     without_chance = whitebox(block_size=COUNT, batch_size=COUNT)["outcomes"]
     assert all(torch.equal(outcomes[name], without_chance[name]) for name in ("clean", "fgsm"))
@@ -80,7 +84,9 @@ def test_outcomes_depend_on_the_block_and_not_on_batches_or_shards(block, batch,
 def test_what_is_wrong_when_clean_is_not_attacked_and_the_rest_fills_batches(batch):
     model = Counting()
     images = noise(model)
-    told = Whitebox(epsilon=0.06, step_size=0.02, autoattack_images=0, batch_size=batch)
+    told = Whitebox(
+        epsilon=0.06, step_size=0.02, autoattack_images=0, curve_images=0, corruption_images=0, batch_size=batch
+    )
     state = WhiteboxEvaluation.begin(images, told)
     for unit in WhiteboxEvaluation(model, images, told, state).units(Shard()):
         unit.run()
@@ -93,7 +99,7 @@ def test_what_is_wrong_when_clean_is_not_attacked_and_the_rest_fills_batches(bat
 
 
 def test_each_part_of_autoattack_meets_what_those_before_left_in_full_batches(monkeypatch):
-    met, run_part = {name: [] for name in PARTS}, AutoAttack.part
+    met, run_part = {name: [] for name in PARTS["standard"]}, AutoAttack.part
 
     def spy(attack, name, model, images, labels):
         adversarial, broken, warnings = run_part(attack, name, model, images, labels)
@@ -103,16 +109,16 @@ def test_each_part_of_autoattack_meets_what_those_before_left_in_full_batches(mo
     monkeypatch.setattr(AutoAttack, "part", spy)
     monkeypatch.setattr(image_set, "as_pixels", lambda images: images.float() / 255)  # the library knows no other
     state = whitebox(autoattack_images=30, block_size=20, batch_size=4)
-    first = state["autoattack_first"]
+    first = state["first"]["autoattack"]
     blocks = [first[:20], first[20:]]
-    expected = {name: [] for name in PARTS}
+    expected = {name: [] for name in PARTS["standard"]}
     for block in blocks:
-        for index, name in enumerate(PARTS):
+        for index, name in enumerate(PARTS["standard"]):
             left = int(((block == ROBUST) | (block >= index)).sum())
             expected[name] += [min(4, left - start) for start in range(0, left, 4)]
     assert {name: [count for count, _ in given] for name, given in met.items()} == expected
     assert (first == WRONG).any() and sum(len(sizes) for sizes in expected.values()) > 8
-    for index, name in enumerate(PARTS):
+    for index, name in enumerate(PARTS["standard"]):
         assert sum(broken for _, broken in met[name]) == int((first == index).sum())
 
 

@@ -11,6 +11,9 @@ from statsmodels.stats.proportion import proportion_confint
 
 from arnas import artifacts
 from arnas.config import Settings, Whitebox, validate
+from arnas.evaluation.statistics import spread
+from arnas.reporting.collect import compare
+from arnas.space.operations import OPERATIONS
 
 CLASSES = [str(digit) for digit in range(10)]
 KINDS = ("accurate", "reduce", "robust")
@@ -42,6 +45,11 @@ CHANCES = {  # of standing, per model and attack
     "resnet18": {"clean": 0.95, "fgsm": 0.72, "pgd20": 0.64, "pgd100": 0.64, "autoattack": 0.61, "square": 0.69},
     "natural": {"clean": 0.985, "fgsm": 0.31, "pgd20": 0.03, "pgd100": 0.02, "autoattack": 0.0, "square": 0.08},
 }
+MASKED = "pgd20 leaves 11 of 360 samples right, fgsm, which should be weaker, 9: gradients may be masked."
+PARTS = ["apgd-ce", "apgd-t", "fab-t", "square"]
+CORRUPTED = 1 - 0.04 * np.arange(1, 6) * np.array(
+    [[1.0], [2], [3], [0.5]]
+)  # of clean accuracy, [corruptions, severities]
 RECIPES = {"resnet18": {"architecture": "resnet18"}, "natural": {"loss": "natural"}}
 
 
@@ -187,6 +195,12 @@ def evaluation(output: Path, random: np.random.Generator, path: Path, images: Pa
     luck = random.random(360)  # one number an image, so that the ladder of attacks holds
     totals = {"clean": 360, "autoattack": 200}
     outcomes = {attack: luck[: totals.get(attack, 360)] < CHANCES[name][attack] for attack in ("clean", *attacks)}
+    withstood = {attack: right.copy() for attack, right in outcomes.items()}
+    if "autoattack" in outcomes:
+        first = np.where(outcomes["autoattack"], -1, random.choice(4, 200, p=[0.8, 0.18, 0.015, 0.005]))
+        outcomes["autoattack_first"] = np.where(outcomes["clean"][:200], first, -2).astype(np.int8)
+    outcomes["corruptions"] = luck[:120, None, None] < CHANCES[name]["clean"] * CORRUPTED
+    masked = name == "natural"
     content = {
         "model": name,
         "model_digest": body["digest"],
@@ -195,10 +209,31 @@ def evaluation(output: Path, random: np.random.Generator, path: Path, images: Pa
         "settings": settings.model_dump(),
         "parameters": body["content"]["parameters"],
         "macs": body["content"]["macs"],
-        "scores": {attack: score(outcome) for attack, outcome in outcomes.items()},
-        "warnings": ["FGSM leaves more images right than PGD-20 does by 28 points: gradients may be masked"]
-        if name == "natural"
-        else [],
+        "scores": {attack: score(outcome) for attack, outcome in withstood.items()},
+        "autoattack_parts": PARTS if "autoattack" in outcomes else [],
+        "curve": [
+            {"epsilon": epsilon, **score(luck < CHANCES[name]["clean"] * (not masked) * max(0, 1 - 10 * epsilon))}
+            for epsilon in (0.0, *(2**power / 255 for power in range(1, 6)))
+        ],
+        "corruptions": {
+            corruption: {str(severity + 1): score(outcomes["corruptions"][:, index, severity]) for severity in range(5)}
+            for index, corruption in enumerate(("noise", "blur", "contrast", "jpeg"))
+        },
+        "corrupted": score(outcomes["corruptions"].ravel()),
+        "checks": [
+            {
+                "check": "ladder",
+                "holds": not masked,
+                "sentence": MASKED if masked else "fgsm leaves 266 of 360, clean 335.",
+            },
+            {
+                "check": "unbounded epsilon",
+                "holds": True,
+                "sentence": "PGD-20 leaves 0 of 360 samples right at epsilon 1.",
+            },
+        ],
+        "notes": [],
+        "warnings": [MASKED] if masked else [],
     }
     k = 6
     clean = (np.kron(random.random((k, 1, 4, 4)), np.ones((1, 1, 2, 2)))).astype(np.float32)
@@ -215,14 +250,14 @@ def evaluation(output: Path, random: np.random.Generator, path: Path, images: Pa
 
 def blackbox(output: Path, random: np.random.Generator, models: list[Path], images: Path, settings: Settings) -> Path:
     bodies = {body["content"]["name"]: body for body in (artifacts.read(path, "model") for path in models)}
-    matrix = {
-        source: {
-            target: score(
-                random.random(360) < (CHANCES[target]["pgd20"] if source == target else CHANCES[target]["clean"] * 0.9)
-            )
-            for target in bodies
-        }
+    outcomes = {
+        f"transfer/{source}/{target}": random.random(360)
+        < (CHANCES[target]["pgd20"] if source == target else CHANCES[target]["clean"] * 0.9)
         for source in bodies
+        for target in bodies
+    }
+    matrix = {
+        source: {target: score(outcomes[f"transfer/{source}/{target}"]) for target in bodies} for source in bodies
     }
     content = {
         "models": list(bodies),
@@ -232,7 +267,90 @@ def blackbox(output: Path, random: np.random.Generator, models: list[Path], imag
         "square": {name: score(random.random(100) < CHANCES[name]["square"]) for name in bodies},
         "model_digests": {name: body["digest"] for name, body in bodies.items()},
     }
-    return _write(output, "blackbox", content, {"outcomes": {"x": np.zeros(1)}})
+    return _write(output, "blackbox", content, {"outcomes": outcomes})
+
+
+STUDIES: dict[str, list[dict[str, Any]]] = {  # variants of each study
+    "placement": [
+        {"name": layout, "retrain.layout": layout}
+        for layout in (
+            "A1 A1 D2 A2 A2 D2 R2 R2", "R1 R1 D2 A2 A2 D2 A2 A2", "A1 A1 D2 R2 R2 D4 R4 R4", "A1 A1 D1 A1 A1 D1 A1 A1"
+        )
+    ],
+    "comparison": [{"name": name, "retrain.architecture": name} for name in ("searched", "resnet18", "wrn-28-10")],
+    "transfer": [{"name": name, "prepare.dataset": name} for name in ("digits", "glyphs")],
+    "seeds": [{"name": f"seed {seed}", "seed": seed} for seed in range(4)],
+    "ablation": [
+        {"name": name, "search.combination": name} for name in ("natural", "adversarial", "sum", "min-norm", "finite")
+    ],
+}  # fmt: skip
+
+
+def study(kind: str, seed: int = 0, total: int = 400) -> dict[str, Any]:
+    """A study.json of made-up outcomes; the second variant of each but `seeds` is weaker beyond chance."""
+    random = np.random.default_rng(seed)
+    variants, outcomes = [], {}
+    for index, changes in enumerate(STUDIES[kind]):
+        chances = {"clean": 0.93 - 0.01 * index, "pgd20": 0.6, "autoattack": 0.57}
+        worse = 0.2 * (index == 1 and kind != "seeds")
+        luck, name = random.random(total), changes["name"]
+        outcomes[name] = {attack: luck < chance - worse for attack, chance in chances.items()}
+        variants.append(
+            {
+                "name": name,
+                "changes": {key: value for key, value in changes.items() if key != "name"},
+                "dataset": name if kind == "transfer" else "digits",
+                "architecture": name if name in ("resnet18", "wrn-28-10") else "genotype",
+                "layout": changes.get("retrain.layout", "A1 D2 A2 D2 R2" if kind != "comparison" else None),
+                "cells": CELLS,
+                "parameters": 152_634 + 1000 * index,
+                "macs": 3_120_000 + 5000 * index,
+                "selection": None,
+                "seconds": 74.3 + index,
+                "scores": {attack: score(right) for attack, right in outcomes[name].items()},
+                "warnings": [],
+                "genotype": None,
+                "model_digest": f"{index:064x}",
+                "evaluation_digest": f"{index + 100:064x}",
+            }
+        )
+    searched = kind in ("seeds", "ablation")
+    return {
+        "schema": "arnas.study/1",
+        "study": kind,
+        "digest": "f" * 64,
+        "variants": variants,
+        "accuracy": {
+            attack: spread([variant["scores"][attack]["accuracy"] for variant in variants])
+            for attack in variants[0]["scores"]
+        }
+        if kind == "seeds"
+        else None,
+        "pairs": compare(outcomes, ["clean", "autoattack"]) if kind not in ("transfer", "seeds") else [],
+        "operations": _operations(random, 8 * len(variants)) if searched else None,
+        "kinds_differ": {"test": "permutation of cell kinds", "statistic": 61.2, "p": 0.0004, "permutations": 10_000}
+        if searched
+        else None,
+        "agreement": {kind: 0.21 for kind in KINDS} if searched else None,
+        "blackbox": {source: {target: score(random.random(200) < 0.7) for target in outcomes} for source in outcomes}
+        if kind == "comparison"
+        else None,
+        "settings": _settings().model_dump(),
+        "versions": {"torch": "2.15.0"},
+        "warnings": ["seed 2 of the search collapsed: 5 skip connections in the accurate cell"] if searched else [],
+    }
+
+
+def _operations(random: np.random.Generator, edges: int) -> dict[str, Any]:
+    found = {}
+    for kind in KINDS:
+        counts = random.multinomial(edges, random.dirichlet(np.ones(len(OPERATIONS))))
+        entries = [score(np.arange(edges) < count) for count in counts]
+        found[kind] = {
+            name: {"count": int(count), "edges": edges, "share": entry["accuracy"], "interval": entry["interval"]}
+            for name, count, entry in zip(OPERATIONS, counts, entries, strict=True)
+        }
+    return found
 
 
 def score(outcomes: Any) -> dict[str, Any]:

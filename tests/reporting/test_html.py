@@ -1,4 +1,6 @@
 import base64
+import csv
+import hashlib
 import io
 import json
 import re
@@ -12,7 +14,7 @@ from reporting.fixtures import write_run
 from safetensors.numpy import load_file
 
 from arnas.config import Settings, load
-from arnas.reporting.scores import ATTACKS
+from arnas.reporting.scores import ATTACKS, COLUMNS
 from arnas.stages import report
 
 VOID = {"meta", "img", "br"}
@@ -40,7 +42,7 @@ class Page(HTMLParser):
         assert self.open.pop() == tag
 
     def handle_data(self, data):
-        if not {"style", "pre"} & set(self.open):
+        if not {"style", "pre", "script"} & set(self.open):
             self.text.append(data)
         if self.open and self.open[-1] in ("h1", "h2"):
             self.headings.append(data)
@@ -79,36 +81,76 @@ def test_identifiers_are_unique_and_every_reference_finds_its_own(source):
     assert set(references) == set(ids)
 
 
-def test_the_page_asks_nothing_of_the_network_and_runs_nothing(source):
+def test_the_page_asks_nothing_of_the_network(source):
     page = Page(source)
-    assert not {"script", "link", "iframe", "object", "embed"} & {tag for tag, _ in page.tags}
+    assert not {"link", "iframe", "object", "embed", "form"} & {tag for tag, _ in page.tags}
     for tag, attributes in page.tags:
         assert not any(name.startswith("on") for name in attributes), tag
         for name in ("src", "href", "xlink:href", "srcset", "data", "action"):
-            assert attributes.get(name, "#").startswith(("#", "data:image/png;base64,")), (tag, attributes)
-    addresses = set(re.findall(r"\w+://[^\s\"'<>]+", source))
+            address = attributes.get(name, "#")
+            held = address.startswith("data:") if "download" in attributes else address.startswith("data:image/png;")
+            assert held or address.startswith("#"), (tag, attributes)
+    addresses = set(re.findall(r"[a-z]{1,9}://[^\s\"'<>]+", source))
     assert addresses == {"http://www.w3.org/2000/svg", "http://www.w3.org/1999/xlink"}
     assert "@import" not in source and "@font-face" not in source
     assert not re.search(r"url\((?!#)", source)
 
 
+def test_the_policy_allows_the_one_script_by_its_hash_and_nothing_else(source):
+    (script,) = re.findall(r"<script>(.*?)</script>", source, re.DOTALL)
+    policy = re.search(r'Content-Security-Policy" content="([^"]+)"', source)[1]
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    rules = dict(rule.split(" ", 1) for rule in policy.split("; "))
+    assert rules["script-src"] == f"'sha256-{digest}'" and rules["default-src"] == "'none'"
+    assert set(rules) == {"default-src", "script-src", "style-src", "img-src", "base-uri", "form-action"}
+
+
+def test_the_downloads_hold_scores_json_and_every_score_of_it_once(source, reported, scores):
+    held = re.findall(r'<a download="[\w.-]+" href="data:([\w/]+);base64,([^"]+)"', source)
+    assert [media for media, _ in held] == ["application/json", "text/csv"]
+    document, flat = (base64.b64decode(text).decode() for _, text in held)
+    assert document == (reported / "scores.json").read_text(encoding="utf-8")
+    lines = list(csv.DictReader(io.StringIO(flat)))
+    told = [(int(line["correct"]), int(line["total"]), float(line["low"]), float(line["high"])) for line in lines]
+    assert sorted(told) == sorted(every_score(scores))
+    digests = set(re.findall(r'"([0-9a-f]{64})"', json.dumps(scores["digests"])))
+    assert {line["artifact"] for line in lines} < digests
+    for line in lines:
+        if line["attack"] in ATTACKS and line["dataset"] == "digits":
+            assert float(line["accuracy"]) == scores["models"][line["model"]][line["attack"]]["accuracy"]
+    assert len({(line["model"], line["dataset"], line["attack"]) for line in lines}) == len(lines)
+
+
+def every_score(part):
+    """Counts and ends of everything in the document that has the form of a score."""
+    if isinstance(part, dict) and {"correct", "total", "interval"} <= set(part):
+        return [(part["correct"], part["total"], *part["interval"])]
+    parts = part.values() if isinstance(part, dict) else part if isinstance(part, list) else ()
+    return [found for each in parts for found in every_score(each)]
+
+
+def test_a_violated_check_is_said_before_the_table_and_other_warnings_after_it(source):
+    violated, table = source.index("natural: pgd20 leaves 11 of 360"), source.index("<table")
+    assert violated < table < source.index("search: the accurate cell has 4 skip connections")
+    assert source.count("<li>natural: pgd20 leaves 11 of 360") == 1
+
+
 def test_every_drawing_and_image_has_words_for_those_who_cannot_see_it(source):
     tags = Page(source).tags
     drawings = [attributes for tag, attributes in tags if tag == "svg"]
-    assert len(drawings) == 3 + 5 + 3 + 2  # cells, search, training, under attack
+    assert len(drawings) == 3 + 5 + 3 + 3  # cells, search, training, under attack
     assert all(drawing["role"] == "img" and len(drawing["aria-label"]) > 20 for drawing in drawings)
     images = [attributes for tag, attributes in tags if tag == "img"]
     assert len(images) == 3 * 6 * 3 and all(image["alt"] for image in images)
-    assert source.count("<figure>") == source.count("<figcaption>") == 11
+    assert source.count("<figure>") == source.count("<figcaption>") == 12
 
 
 def test_every_score_stands_on_the_page_as_in_scores_json(source, scores):
-    rows = dict(re.findall(r'<th scope="row">(\w+)</th>\s*(<td class="score">.*?)</tr>', source, re.DOTALL)[:3])
+    rows = dict(re.findall(r'<th scope="row">(\w+)</th>\s*(<td class="score".*?)</tr>', source, re.DOTALL)[:3])
     assert list(rows) == list(scores["models"]) == ["searched", "resnet18", "natural"]
     for name, entry in scores["models"].items():
         shown = re.findall(r"<b>([\d.]+)%</b><small>([\d.]+)%–([\d.]+)%<br>(\d+)/(\d+)", rows[name])  # noqa: RUF001
-        assert len(shown) == len(ATTACKS)
-        for attack, (accuracy, low, high, correct, total) in zip(ATTACKS, shown, strict=True):
+        for attack, (accuracy, low, high, correct, total) in zip(COLUMNS, shown, strict=True):
             score = entry[attack]
             assert (int(correct), int(total)) == (score["correct"], score["total"])
             figures = [score["accuracy"], *score["interval"]]

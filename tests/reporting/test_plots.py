@@ -7,7 +7,7 @@ from xml.etree import ElementTree
 
 import numpy as np
 import pytest
-from reporting.fixtures import score
+from reporting.fixtures import score, study
 
 from arnas.reporting import plots
 from arnas.space.operations import OPERATIONS
@@ -59,7 +59,9 @@ def every_figure():
         "matrix": plots.matrix(
             {"a": {"a": score([1, 0]), "b": score([1, 1])}, "b": {"a": score([1, 0, 0]), "b": score([0])}}
         ),
-        "scatter": plots.scatter(models, 0.1),
+        "scatter": plots.scatter(models, "autoattack", "AutoAttack", ["a"], 0.1),
+        "curves": plots.curves({"a": [{"epsilon": e / 255, **score([1, e < 9])} for e in (0, 2, 4, 8, 255)]}, "linf"),
+        "operations": plots.operations(study("seeds")["operations"]),
     }
 
 

@@ -1,5 +1,6 @@
 from dataclasses import replace
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -7,12 +8,19 @@ from reporting.fixtures import score
 
 from arnas.config import Retrain
 from arnas.reporting import words
+from arnas.reporting.collect import compare
 from arnas.reporting.scores import Run
 
 
 def a_run(correct, layout=None, total=100, **settings):
     """A run of models that got `correct` images right under AutoAttack, and its scores."""
-    body = {"content": {"settings": Retrain(**settings).model_dump(), "network": {"layout": layout}}}
+    body = {
+        "content": {
+            "settings": Retrain(**settings).model_dump(),
+            "network": {"layout": layout},
+            "selection": {"best": 1},
+        }
+    }
     evaluation = {"content": {"settings": {"epsilon": 8 / 255}}}
     run = Run(
         None,
@@ -24,7 +32,9 @@ def a_run(correct, layout=None, total=100, **settings):
         {},
         {n: evaluation for n in correct},
         {},
+        {},
         None,
+        {},
         None,
     )
     outcomes = {name: score([True] * right + [False] * (total - right)) for name, right in correct.items()}
@@ -46,12 +56,13 @@ def test_the_claim_names_the_best_model_its_figures_and_their_counts():
     )
 
 
-@pytest.mark.parametrize(("second", "settled"), [(20, True), (40, True), (45, False), (59, False)])
-def test_a_model_whose_interval_overlaps_is_named(second, settled):
+@pytest.mark.parametrize(("second", "settled"), [(20, True), (40, True), (58, False), (59, False)])
+def test_a_model_from_which_the_best_cannot_be_told_on_the_same_images_is_named(second, settled):
     _, scores = a_run({"first": 60, "second": second})
-    low = scores["models"]["first"]["autoattack"]["interval"][0]
-    assert (scores["models"]["second"]["autoattack"]["interval"][1] < low) == settled
-    assert ("second" in words.qualification(scores)) == (not settled)
+    right = {name: {"autoattack": np.arange(100) < count} for name, count in (("first", 60), ("second", second))}
+    scores["pairs"] = compare(right, ["autoattack"])
+    assert (scores["pairs"][0]["p"] < 0.05) == settled
+    assert ("not shown to be better than second" in words.qualification(scores)) == (not settled)
 
 
 def test_a_figure_no_better_than_guessing_is_called_no_evidence():
@@ -105,13 +116,21 @@ def test_a_training_that_was_not_fp32_is_named_with_its_models():
     assert "exact arithmetic" not in " ".join(words.limits(run, scores))
 
 
+def test_the_claim_names_the_norm_and_the_version_of_autoattack():
+    run, scores = a_run({"m": 60})
+    settings = {"epsilon": 0.5, "norm": "l2", "autoattack_version": "rand"}
+    run = replace(run, evaluations={"m": {"content": {"settings": settings}}})
+    assert words.claim(run, scores).endswith("when AutoAttack (rand) may change an image by up to 0.5 in the l2 norm.")
+    assert "within this l2 ball" in words.limits(run, scores)[-1]
+
+
 @given(st.integers(1, 255))
 def test_whole_levels_of_255_are_said_as_a_fraction_that_reads_back_exactly(level):
     assert words.intensity(level / 255) == f"{level}/255"
     assert Retrain(epsilon=words.intensity(level / 255)).epsilon == level / 255
 
 
-@pytest.mark.parametrize(("value", "text"), [(0.0, "0"), (0.01, "0.01"), (0.1234567, "0.1235")])
+@pytest.mark.parametrize(("value", "text"), [(0.0, "0"), (0.01, "0.01"), (0.1234567, "0.1235"), (12.0, "12")])
 def test_other_intensities_are_said_as_numbers(value, text):
     assert words.intensity(value) == text
 

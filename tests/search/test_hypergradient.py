@@ -113,3 +113,17 @@ def test_objectives_share_the_virtual_step_and_do_not_disturb_each_other(problem
             [problem.loss(batch)], problem.loss(problem.train), problem.weights, problem.architecture, problem.step
         )
         assert torch.equal(found[0], alone)
+
+
+def test_finite_differences_compute_nothing_for_gradients_of_the_weights(problem):
+    train, seen = problem.loss(problem.train), []
+
+    def watched():
+        seen.append({weight.requires_grad for weight in problem.weights})
+        return train()
+
+    hypergradients(
+        [problem.loss(problem.first)], watched, problem.weights, problem.architecture, problem.step, "finite_difference"
+    )
+    assert seen == [{True}, {False}, {False}]  # the virtual step, and both ends of the difference
+    assert all(weight.requires_grad for weight in problem.weights)

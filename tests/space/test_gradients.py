@@ -119,3 +119,17 @@ def test_a_form_that_is_none_is_refused(monkeypatch):
     monkeypatch.setenv("ARNAS_FORM", "quick")
     with pytest.raises(InvalidInput, match=r"^ARNAS_FORM is 'quick'; it is fast \(as without it\) or plain\.$"):
         fast()
+
+
+@given(groups=st.integers(2, 3), size=st.integers(1, 2), channels=st.sampled_from([3, 8]), scaled=st.booleans())
+def test_batch_norm_in_groups_is_that_of_each_group_alone(groups, size, channels, scaled):
+    images = torch.randn(groups * size, channels, 3, 4, dtype=torch.float64).to(memory_format=torch.channels_last)
+    inputs = [images.requires_grad_()]
+    inputs += [torch.randn(channels, dtype=torch.float64, requires_grad=True) for _ in range(2 * scaled)]
+    with twins.grouped(groups):
+        output = twins.batch_norm(*inputs)
+    parts = [nn.functional.batch_norm(part, None, None, *inputs[1:], training=True) for part in images.chunk(groups)]
+    expected = torch.cat(parts)
+    direction = torch.randn_like(output)
+    found, wanted = (torch.autograd.grad(y, inputs, direction) for y in (output, expected))
+    torch.testing.assert_close((output, *found), (expected, *wanted), rtol=0, atol=1e-12)

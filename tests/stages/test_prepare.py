@@ -1,5 +1,9 @@
 import itertools
+import json
 import shutil
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -7,20 +11,23 @@ import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from safetensors.torch import save_file
+from torchvision.transforms.v2.functional import resize
 
 from arnas import artifacts, config
 from arnas.data import catalog, image_set
-from arnas.data.catalog import Source
+from arnas.data.source import Rows, Source
 from arnas.errors import InvalidInput
 from arnas.stages import prepare
 
 
-def make_source(counts, test_share=None):
+def make_source(counts, test_share=None, rows=None):
     """Images that carry their own index, so that a mix-up shows."""
     labels = torch.repeat_interleave(torch.arange(len(counts)), torch.tensor(counts))
-    images = torch.arange(len(labels)).int().view(torch.uint8).view(-1, 4, 1, 1).repeat(1, 1, 8, 8)
+    if rows is not None:
+        rows.append(torch.arange(len(labels)).int().view(torch.uint8).view(-1, 4, 1, 1).repeat(1, 1, 8, 8).numpy())
     test = None if test_share is None else torch.arange(0, len(labels), test_share)
-    return Source(images, labels, [f"class {index}" for index in range(len(counts))], test)
+    return Source(rows, labels, [f"class {index}" for index in range(len(counts))], test)
 
 
 def share(indices, labels):
@@ -157,7 +164,7 @@ def test_the_artifact_says_what_it_holds(tmp_path):
 
 def test_images_keep_their_labels_when_some_are_left_out(tmp_path, monkeypatch):
     source = make_source([50, 30, 20])
-    monkeypatch.setattr(catalog, "read", lambda settings: source)
+    monkeypatch.setattr(catalog, "read", lambda settings, rows: make_source([50, 30, 20], rows=rows))
     prepare.run(tmp_path / "set", config.Prepare(dataset="digits", train_limit=40, test_limit=7))
     loaded = image_set.load(tmp_path / "set")
     assert len(loaded.images) == 47
@@ -208,3 +215,94 @@ def test_a_place_that_cannot_be_written_is_refused(tmp_path):
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(InvalidInput, match="cannot be written"):
         prepare.run(tmp_path / "file" / "set", config.Prepare(dataset="digits"))
+
+
+@pytest.mark.parametrize("size, image_size", [((8, 8), None), ((12, 20), None), ((12, 20), 16), ((40, 40), 9)])
+def test_the_file_is_the_one_that_safetensors_would_write_of_images_that_torchvision_resized(
+    tmp_path, monkeypatch, size, image_size
+):
+    generator = np.random.default_rng(0)
+    pixels = generator.integers(0, 256, (50, 3, *size), dtype=np.uint8)
+
+    def read(settings, rows):
+        rows.append(pixels[:20])
+        rows.append(pixels[20:].transpose(2, 3, 1, 0).copy().transpose(3, 2, 0, 1))  # as SVHN lies in memory
+        return Source(rows, torch.arange(50) % 3, ["ant", "bee", "cat"])
+
+    monkeypatch.setattr(catalog, "read", read)
+    monkeypatch.setattr("arnas.data.source.CHUNK", 7 * pixels[0].nbytes)
+    settings = config.Prepare(dataset="digits", image_size=image_size, train_limit=20, test_limit=5, test_fraction=0.3)
+    prepare.run(tmp_path / "set", settings)
+    splits = prepare.split(Source(None, torch.arange(50) % 3, ["ant", "bee", "cat"]), settings)
+    used = torch.cat(list(splits.values())).sort().values
+    images = torch.from_numpy(pixels)[used]
+    images = resize(images, [image_size] * 2, antialias=True) if image_size else images
+    placed = {name: torch.searchsorted(used, indices) for name, indices in splits.items()}
+    save_file({"images": images, "labels": used % 3, **placed}, tmp_path / "oracle")
+    assert (tmp_path / "set" / "images.safetensors").read_bytes() == (tmp_path / "oracle").read_bytes()
+
+
+def test_damaged_files_that_are_left_out_are_named_in_the_artifact(tmp_path):
+    put_folder(tmp_path / "data")
+    (tmp_path / "data" / "bee" / "004.png").write_text("no image")
+    settings = config.Prepare(dataset="folder", path=str(tmp_path / "data"), allow_damaged=1, holdout_fraction=0.2)
+    assert prepare.run(tmp_path / "set", settings)["images"] == 23
+    content = artifacts.read(tmp_path / "set", "image_set")["content"]
+    assert content["damaged"] == ["bee/004.png"] and sum(content["counts"].values()) == 23
+
+
+def test_hundreds_of_classes_and_96_pixels_are_no_limit(tmp_path, monkeypatch):
+    monkeypatch.setattr(catalog, "read", lambda settings, rows: make_source([8] * 300, rows=rows))
+    report = prepare.run(tmp_path / "set", config.Prepare(dataset="digits", image_size=96, train_limit=1500))
+    assert report["classes"] == 300 and image_set.load(tmp_path / "set").shape == (4, 96, 96)
+
+
+def test_nothing_is_left_beside_the_image_set(tmp_path):
+    prepare.run(tmp_path / "set", config.Prepare(dataset="digits"))
+    assert [entry.name for entry in tmp_path.iterdir()] == ["set"]
+
+
+def test_a_full_disk_is_said_in_one_sentence(tmp_path, monkeypatch):
+    monkeypatch.setattr("tempfile.TemporaryFile", lambda dir: Path("/dev/full").open("wb"))
+    with (
+        pytest.raises(InvalidInput, match=r"cannot hold the images: No space left on device; name an output"),
+        Rows(tmp_path) as rows,
+    ):
+        rows.append(np.zeros((2, 3, 8, 8), np.uint8))
+
+
+PEAK = """
+import json, resource, sys
+from arnas import config
+from arnas.stages import prepare
+def peak():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
+before = peak()
+prepare.run(sys.argv[1], config.Prepare(dataset="folder", path=sys.argv[2], image_size=512, holdout_fraction=0.1))
+print(json.dumps([before, peak()]))
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="ru_maxrss is in KiB on Linux")
+def test_a_large_set_is_prepared_within_a_gibibyte_and_not_held(tmp_path):
+    put_folder(tmp_path / "data", count=200)
+    mebibytes = 400 * 3 * 512 * 512 / 2**20
+    # the shell in between, since a process begins with the peak of the one that starts it, which is pytest here
+    command = [
+        "sh",
+        "-c",
+        '"$@"; exit $?',
+        "-",
+        sys.executable,
+        "-c",
+        PEAK,
+        str(tmp_path / "set"),
+        str(tmp_path / "data"),
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    before, peak = json.loads(done.stdout)
+    assert (tmp_path / "set" / "images.safetensors").stat().st_size > mebibytes * 2**20
+    shutil.rmtree(tmp_path / "set")
+    assert peak < 1024
+    assert peak - before < mebibytes / 2
+    assert "400 images in" in done.stderr and "MiB of memory at most" in done.stderr

@@ -1,5 +1,6 @@
 import json
 import shutil
+from itertools import combinations
 
 import pytest
 from reporting.fixtures import CHANCES, write_run
@@ -7,6 +8,7 @@ from safetensors.numpy import load_file
 
 from arnas import artifacts
 from arnas.errors import InvalidInput
+from arnas.reporting.scores import COLUMNS
 from arnas.stages import report
 
 
@@ -36,14 +38,25 @@ def test_scores_are_those_of_the_outcomes_and_square_is_among_them(finished, wri
             "square",
         ]
         for attack, outcome in load_file(path / "outcomes.safetensors").items():
-            assert (entry[attack]["correct"], entry[attack]["total"]) == (int(outcome.sum()), len(outcome))
+            if attack in CHANCES[name]:
+                assert (entry[attack]["correct"], entry[attack]["total"]) == (int(outcome.sum()), len(outcome))
         assert entry["square"]["total"] == 100
         assert entry["parameters"] > 0 and entry["macs"] > 0 and set(entry["selection"]) == {"best", "last"}
 
 
 def test_scores_hold_matrix_transfer_settings_versions_data_digests_and_warnings(finished, written):
     scores, _ = finished
-    assert set(scores) == {"models", "blackbox", "transfer", "settings", "versions", "data", "digests", "warnings"}
+    assert set(scores) == {
+        "models",
+        "pairs",
+        "blackbox",
+        "transfer",
+        "settings",
+        "versions",
+        "data",
+        "digests",
+        "warnings",
+    }
     assert {source: list(row) for source, row in scores["blackbox"].items()} == {
         name: list(CHANCES) for name in CHANCES
     }
@@ -58,15 +71,40 @@ def test_scores_hold_matrix_transfer_settings_versions_data_digests_and_warnings
     assert [warning.split(":")[0] for warning in scores["warnings"]] == ["search", "natural"]
 
 
-def test_what_is_returned_are_the_digest_of_the_scores_and_the_best_model(finished):
+def test_what_is_returned_are_the_digest_of_the_scores_the_best_model_and_all_accuracies(finished):
     scores, returned = finished
     best = max(scores["models"], key=lambda name: scores["models"][name]["autoattack"]["accuracy"])
     assert returned == {
         "digest": artifacts.digest(scores),
         "best": best,
-        "clean": scores["models"][best]["clean"]["accuracy"],
-        "autoattack": scores["models"][best]["autoattack"]["accuracy"],
+        **{f"{name} {a}": entry[a]["accuracy"] for name, entry in scores["models"].items() for a in COLUMNS},
     }
+
+
+def test_models_are_compared_on_the_images_that_both_met(finished, written):
+    pairs = finished[0]["pairs"]
+    right = [load_file(path / "outcomes.safetensors") for path in written.evaluations]
+    assert [(pair["first"], pair["second"], pair["attack"]) for pair in pairs] == [
+        (*two, attack) for attack in ("clean", "autoattack") for two in combinations(CHANCES, 2)
+    ]
+    for pair, (one, other) in zip(pairs, [*combinations(right, 2)] * 2, strict=True):
+        first, second = one[pair["attack"]], other[pair["attack"]]
+        assert (pair["first_only"], pair["second_only"]) == ((first & ~second).sum(), (second & ~first).sum())
+        assert pair["p_holm"] >= pair["p"]
+
+
+def test_a_network_of_others_is_reported_without_its_training(written, tmp_path):
+    other = tmp_path / "other"
+    shutil.copytree(written.models[0], other)
+    body = json.loads((other / "artifact.json").read_text())
+    for file in ("artifact.json", "history.json"):
+        (other / file).unlink()
+    content = body["content"] | {"settings": {}, "selection": None, "network": {"architecture": "program"}}
+    artifacts.write(other, "model", content, body["origin"])
+    page, scores = tmp_path / "report.html", tmp_path / "scores.json"
+    report.run(page, scores, images=written.images, settings=written.settings, models=[other, written.models[1]])
+    assert "Training of resnet18" in page.read_text() and "Training of searched" not in page.read_text()
+    assert "selection" not in json.loads(scores.read_text())["models"]["searched"]
 
 
 def test_evaluations_find_their_models_in_any_order(finished, written, tmp_path):
@@ -125,7 +163,7 @@ def test_evaluations_at_different_radii_are_refused(written, tmp_path):
     body["content"]["settings"]["epsilon"] = 4 / 255
     artifacts.write(other, "evaluation", body["content"], body["origin"])
     message = refused(written, tmp_path, evaluations=[written.evaluations[0], other])
-    assert "4/255 and 8/255" in message
+    assert "4/255 linf and 8/255 linf" in message
 
 
 def test_a_damaged_artifact_is_refused(written, tmp_path):

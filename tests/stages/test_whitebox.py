@@ -1,3 +1,5 @@
+import re
+
 import pyautoattack
 import pytest
 import torch
@@ -5,15 +7,28 @@ from safetensors.torch import load_file
 
 from arnas import artifacts, runtime
 from arnas.attacks import FGSM, PGD
+from arnas.attacks.autoattack import PARTS
 from arnas.config import Whitebox
 from arnas.data.image_set import load
 from arnas.errors import InvalidInput
+from arnas.evaluation.corruptions import CORRUPTIONS, SEVERITIES, corrupt
+from arnas.evaluation.curve import epsilons
+from arnas.evaluation.units import Shard
 from arnas.evaluation.whitebox import WhiteboxEvaluation
 from arnas.space.network import load_model
 from arnas.stages import merge, whitebox
 
 SETTINGS = Whitebox(
-    seed=3, epsilon=0.12, step_size=0.03, images=50, autoattack_images=10, block_size=20, batch_size=4, examples=3
+    seed=3,
+    epsilon=0.12,
+    step_size=0.03,
+    images=50,
+    autoattack_images=10,
+    curve_images=24,
+    corruption_images=30,
+    block_size=20,
+    batch_size=4,
+    examples=3,
 )
 
 
@@ -36,7 +51,9 @@ def test_scores_count_the_outcomes_of_the_samples(finished, models):
     folder, returned = finished
     body = artifacts.read(folder / "out", "evaluation")
     outcomes = load_file(folder / "out" / "outcomes.safetensors")
-    first = outcomes.pop("autoattack_first")
+    first, *_ = (outcomes.pop(f"{series}_first") for series in ("autoattack", "curve", "restarts"))
+    assert body["content"]["autoattack_parts"] == ["apgd-ce", "apgd-t", "fab-t", "square"]
+    assert outcomes.pop("corruptions").shape == (30, 4, 5)
     scores = body["content"]["scores"]
     assert set(scores) == set(outcomes) == {"clean", "fgsm", "pgd20", "pgd100", "autoattack"}
     for name, right in outcomes.items():
@@ -78,6 +95,56 @@ def test_autoattack_is_the_librarys_on_the_block(finished, models, images):
     assert 0 < outcomes["autoattack"].sum() < outcomes["clean"][:10].sum()  # all four attacks had work
 
 
+def test_the_curve_is_pgd20_at_each_epsilon_on_what_the_smaller_ones_left(finished, models, images):
+    content = artifacts.read(finished[0] / "out", "evaluation")["content"]
+    outcomes = load_file(finished[0] / "out" / "outcomes.safetensors")
+    model, _ = load_model(models[0])
+    pixels, labels = first_test_images(images)
+    curve, first = content["curve"], outcomes["curve_first"]
+    radii = epsilons(0.12, "linf", (1, 8, 8))
+    assert [point["epsilon"] for point in curve] == [0, *radii][: len(curve)] and len(first) == 24
+    assert curve[0]["correct"] == int(outcomes["clean"][:24].sum()) and curve[-1]["correct"] == 0
+    left = outcomes["clean"][:20].nonzero()[:, 0]
+    for index, radius in enumerate(radii):
+        if len(left):
+            runtime.seed(3, "whitebox", f"curve-{index}", 0)
+            with runtime.drawing(20, left):
+                adversarial = PGD(radius, radius / 4, 20)(model, pixels[left], labels[left])
+            broken = model(adversarial).argmax(1) != labels[left]
+            assert torch.equal(broken, first[left] == index)
+            left = left[~broken]
+    assert not len(left)
+
+
+def test_more_starts_are_tried_where_the_first_failed(finished):
+    outcomes = load_file(finished[0] / "out" / "outcomes.safetensors")
+    first = outcomes["restarts_first"]
+    assert torch.equal(first == -2, ~outcomes["pgd20"][:24]) and (first == -1).any() and first.max() < 5
+
+
+def test_corruptions_are_seen_by_all_images_each_with_its_own_noise(finished, models, images):
+    content = artifacts.read(finished[0] / "out", "evaluation")["content"]
+    right = load_file(finished[0] / "out" / "outcomes.safetensors")["corruptions"]
+    model, _ = load_model(models[0])
+    pixels, labels = first_test_images(images)
+    for kind, name in enumerate(CORRUPTIONS):
+        for severity in SEVERITIES:
+            runtime.seed(3, "whitebox", f"{name}-{severity}", 20)
+            with runtime.drawing(20, torch.arange(10)):
+                corrupted = corrupt(name, pixels[20:30], severity)
+            assert torch.equal(right[20:, kind, severity - 1], model(corrupted).argmax(1) == labels[20:30])
+    assert content["corruptions"]["jpeg"]["5"]["correct"] == int(right[:, 3, 4].sum())
+    assert content["corrupted"]["accuracy"] == finished[1]["corrupted"] == right.float().mean().item()
+
+
+def test_the_checks_are_in_the_evaluation_and_a_sound_network_passes_them(finished):
+    content = artifacts.read(finished[0] / "out", "evaluation")["content"]
+    assert [check["check"] for check in content["checks"]] == [
+        *("ladder", "ladder", "more steps", "ladder", "restarts", "unbounded epsilon", "square"),
+    ]
+    assert all(check["holds"] for check in content["checks"]) and content["warnings"] == content["notes"] == []
+
+
 def test_examples_are_the_first_attacked_images(finished, models, images):
     outcomes = load_file(finished[0] / "out" / "outcomes.safetensors")
     examples = load_file(finished[0] / "out" / "examples.safetensors")
@@ -96,6 +163,18 @@ def test_killed_at_several_moments_and_resumed_it_writes_the_same_bytes(finished
     assert artifacts.read(output, "evaluation")["digest"] == finished[1]["digest"]
     for name in ("outcomes.safetensors", "examples.safetensors"):
         assert (output / name).read_bytes() == (finished[0] / "out" / name).read_bytes()
+
+
+def test_killed_amid_curve_restarts_and_corruptions_it_writes_the_same_bytes(models, images, tmp_path, kill_and_resume):
+    settings = SETTINGS.model_copy(update={"autoattack_images": 0, "images": 24, "curve_images": 22})
+    expected = whitebox.run(models[0], images, tmp_path / "whole", settings, checkpoints=tmp_path / "c", device="cpu")
+    output = kill_and_resume("whitebox", [models[0], images], settings, kills=[1000, 900, 300, 100])
+    resumed = [int(done) for done in re.findall(r"goes on after (\d+) of", (tmp_path / "said").read_text())]
+    state = WhiteboxEvaluation.begin(load(images), settings)
+    units = [unit.run for unit in WhiteboxEvaluation(None, load(images), settings, state).units(Shard())]
+    assert {units[done].args[1] for done in resumed} >= {"curve", "restarts", "noise"}
+    assert artifacts.read(output, "evaluation")["digest"] == expected["digest"]
+    assert (output / "outcomes.safetensors").read_bytes() == (tmp_path / "whole/outcomes.safetensors").read_bytes()
 
 
 @pytest.fixture(scope="module")
@@ -166,14 +245,17 @@ def test_run_again_it_reuses_all_work(finished, models, images, tmp_path, capsys
 def test_autoattack_can_be_left_out_and_then_three_classes_do(write_image_set, write_model, tmp_path):
     images = write_image_set(["zero", "one", "two"])
     model = write_model("three", images)
-    settings = SETTINGS.model_copy(update={"autoattack_images": 0, "images": 10, "examples": 0})
+    settings = SETTINGS.model_copy(
+        update={"autoattack_images": 0, "curve_images": 0, "corruption_images": 0, "images": 10, "examples": 0}
+    )
     whitebox.run(model, images, tmp_path / "out", settings, checkpoints=tmp_path, device="cpu")
-    assert list(artifacts.read(tmp_path / "out", "evaluation")["content"]["scores"]) == [
-        "clean",
-        "fgsm",
-        "pgd20",
-        "pgd100",
-    ]
+    content = artifacts.read(tmp_path / "out", "evaluation")["content"]
+    assert list(content["scores"]) == ["clean", "fgsm", "pgd20", "pgd100"]
+    assert (content["curve"], content["corruptions"], content["corrupted"], content["autoattack_parts"]) == (
+        *([], {}, None, []),
+    )
+    assert {check["check"] for check in content["checks"]} == {"ladder", "more steps"}
+    assert set(load_file(tmp_path / "out" / "outcomes.safetensors")) == set(content["scores"])
     assert len(load_file(tmp_path / "out" / "examples.safetensors")["images"]) == 0
     with pytest.raises(InvalidInput, match="four classes or more, but the model has 3"):
         whitebox.run(model, images, tmp_path / "out", SETTINGS, checkpoints=tmp_path, device="cpu")
@@ -195,9 +277,39 @@ def test_a_network_that_hides_its_gradient_is_reported(models, images, tmp_path,
         return network, body
 
     monkeypatch.setattr("arnas.evaluation.models.load_model", load_rounding)
-    settings = SETTINGS.model_copy(update={"images": 6, "autoattack_images": 6})
+    settings = SETTINGS.model_copy(update={"images": 6, "autoattack_images": 6, "corruption_images": 0})
     whitebox.run(models[0], images, tmp_path / "out", settings, checkpoints=tmp_path, device="cpu")
     warnings = artifacts.read(tmp_path / "out", "evaluation")["content"]["warnings"]
     assert any("zero gradient" in warning for warning in warnings)
     assert any("Square broke" in warning for warning in warnings)
     assert "warning: Square broke" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("version", ["plus", "rand"])
+def test_the_other_versions_of_autoattack_name_their_parts(version, models, images, tmp_path):
+    update = {"images": 2, "autoattack_version": version, "curve_images": 0, "corruption_images": 0}
+    whitebox.run(
+        models[0], images, tmp_path / "out", SETTINGS.model_copy(update=update), checkpoints=tmp_path, device="cpu"
+    )
+    content = artifacts.read(tmp_path / "out", "evaluation")["content"]
+    assert content["autoattack_parts"] == list(PARTS[version])
+    outcomes = load_file(tmp_path / "out" / "outcomes.safetensors")
+    assert outcomes["autoattack_first"].max() < len(PARTS[version])
+    assert content["scores"]["autoattack"]["correct"] <= content["scores"]["pgd100"]["correct"]
+
+
+def test_in_l2_all_attacks_are_made_and_in_l1_autoattack_alone(models, images, tmp_path):
+    update = {"images": 6, "autoattack_images": 1, "examples": 1, "epsilon": 1.5, "step_size": 0.4}
+    contents = {}
+    for norm in ("l2", "l1"):
+        settings = SETTINGS.model_copy(update={**update, "norm": norm})
+        whitebox.run(models[0], images, tmp_path / norm, settings, checkpoints=tmp_path, device="cpu")
+        contents[norm] = artifacts.read(tmp_path / norm, "evaluation")["content"]
+    assert list(contents["l2"]["scores"]) == ["clean", "fgsm", "pgd20", "pgd100", "autoattack"]
+    assert contents["l2"]["curve"][-1]["correct"] == 0 and contents["l2"]["notes"] == []
+    examples = load_file(tmp_path / "l2" / "examples.safetensors")
+    assert 0 < (examples["adversarial"] - examples["images"]).norm() <= 1.5 + 1e-5
+    assert list(contents["l1"]["scores"]) == ["clean", "autoattack"] and contents["l1"]["curve"] == []
+    (note,) = contents["l1"]["notes"]
+    assert "PGD" in note and "l1" in note
+    assert contents["l1"]["corrupted"] == contents["l2"]["corrupted"]

@@ -1,0 +1,137 @@
+"""Checks of the evaluation itself: where they fail, gradients may be masked and the robustness not be real.
+
+A network whose gradients are masked looks robust to attacks that follow them (Athalye et al. 2018, arXiv 1802.00420).
+The checks are those of Carlini et al. 2019, arXiv 1902.06705, section 5. Counts of two attacks on the same samples are
+compared by McNemar's test: a few samples more are chance, random starts being random.
+"""
+
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+from typing import Any, TypedDict
+
+import torch
+from torch import Tensor
+
+from arnas.evaluation.curve import Point
+from arnas.evaluation.statistics import mcnemar, score
+
+RESTARTS = 5  # of PGD-20, beside the start that counts
+LADDER = ("clean", "fgsm", "pgd20", "pgd100", "autoattack")
+_STEPS = ("pgd20", "pgd100")  # of one attack, which differ in the number of steps alone
+_CHANCE = 0.05  # significance level
+_SQUARE_LIMIT = 0.002  # the share at which AutoAttack itself begins to doubt
+# share of the samples: loss surfaces without masking lead nearly every start to the same outcome
+_RESTARTS_LIMIT = 0.02
+
+
+class Check(TypedDict):
+    """What was checked, whether it holds, and a sentence with the figures."""
+
+    check: str
+    holds: bool
+    sentence: str
+
+
+def stronger_no_weaker(outcomes: Mapping[str, Tensor]) -> list[Check]:
+    """Whether each rung of `LADDER` leaves no more samples right than the one before, over those that both saw.
+
+    Args:
+        outcomes: Which samples are still right, bool [n], by attack; all begin with the same sample. Some attacks may
+            be missing.
+    """
+    checks = []
+    for weaker, stronger in pairwise(name for name in LADDER if name in outcomes):
+        name = "more steps" if (weaker, stronger) == _STEPS else "ladder"
+        checks.append(_no_weaker(name, weaker, stronger, outcomes[weaker], outcomes[stronger]))
+    return checks
+
+
+def square_breaks_no_more(first: Tensor, parts: Sequence[str]) -> list[Check]:
+    """Whether Square, which needs no gradients, breaks what attacks of AutoAttack before it could not.
+
+    Args:
+        first: Index in `parts` of the attack that broke a sample first, int8 [n]; negative for none.
+        parts: Those of AutoAttack's version; without Square there is no check.
+    """
+    if not len(first) or "square" not in parts:
+        return []
+    broken = int((first == parts.index("square")).sum())
+    sentence = (
+        f"Square broke {broken} of {len(first)} samples that withstood the gradient attacks before it in AutoAttack"
+    )
+    return [_check("square", broken <= _SQUARE_LIMIT * len(first), sentence)]
+
+
+def restarts_break_little(first: Tensor) -> list[Check]:
+    """Whether more random starts of PGD-20 break no more than a few of all samples, by the end of Wilson's interval.
+
+    Args:
+        first: Index of the start that broke a sample first, int8 [n]; negative for none.
+    """
+    if not len(first):
+        return []
+    broken = score(int((first >= 0).sum()), len(first))
+    sentence = f"{RESTARTS} more random starts of PGD-20 broke {broken['correct']} of {len(first)} samples"
+    return [_check("restarts", broken["interval"][0] <= _RESTARTS_LIMIT, sentence)]
+
+
+def unbounded_breaks_all(curve: Sequence[Point]) -> list[Check]:
+    """Whether the curve comes to zero: within the largest ball lies every image, also such of another class."""
+    if not curve:
+        return []
+    last = curve[-1]
+    sentence = f"PGD-20 leaves {last['correct']} of {last['total']} samples right at epsilon {last['epsilon']:g}"
+    return [_check("unbounded epsilon", last["correct"] == 0, sentence)]
+
+
+def blackbox_no_stronger(
+    evaluation: Mapping[str, Any],
+    outcomes: Mapping[str, Any],
+    blackbox: Mapping[str, Any],
+    blackbox_outcomes: Mapping[str, Any],
+) -> list[Check]:
+    """Whether attacks that do not see a model leave as many of its samples right as PGD, which does.
+
+    Args:
+        evaluation: Content of the model's white-box evaluation.
+        outcomes: Its outcomes.safetensors: bool [n] by attack, tensors or arrays.
+        blackbox: Content of a black-box evaluation.
+        blackbox_outcomes: Its outcomes.safetensors: bool [n] by `transfer/SOURCE/TARGET` and `square/TARGET`.
+
+    Returns:
+        A check for every other source and for Square; none where the black-box evaluation is without the model, or of
+        other images or another ball, and where there is no PGD.
+    """
+    name, attacked = evaluation["model"], blackbox["model_digests"].get(evaluation["model"])
+    ball = evaluation["settings"]["norm"], evaluation["settings"]["epsilon"], evaluation["images"]
+    if attacked != evaluation["model_digest"] or ball != ("linf", blackbox["settings"]["epsilon"], blackbox["images"]):
+        return []
+    seeing = next((attack for attack in reversed(_STEPS) if attack in outcomes), None)
+    blind = {f"transfer from {source}": f"transfer/{source}/{name}" for source in blackbox["models"] if source != name}
+    blind["square"] = f"square/{name}"
+    return [
+        _no_weaker(
+            "black box",
+            attack,
+            seeing,
+            torch.as_tensor(blackbox_outcomes[key]),
+            torch.as_tensor(outcomes[seeing]),
+        )
+        for attack, key in blind.items()
+        if seeing and key in blackbox_outcomes
+    ]
+
+
+def _no_weaker(check: str, weaker: str, stronger: str, before: Tensor, after: Tensor) -> Check:
+    common = min(len(before), len(after))
+    before, after = before[:common], after[:common]
+    pair = mcnemar(after, before)
+    sentence = (
+        f"{stronger} leaves {int(after.sum())} of {common} samples right, {weaker}, which should be weaker, "
+        f"{int(before.sum())}"
+    )
+    return _check(check, pair["difference"] <= 0 or pair["p"] >= _CHANCE, sentence)
+
+
+def _check(check: str, holds: bool, sentence: str) -> Check:
+    return {"check": check, "holds": holds, "sentence": f"{sentence}{'' if holds else ': gradients may be masked'}."}

@@ -1,0 +1,130 @@
+"""The figures of a run, collected in one JSON document, scores.json."""
+
+from collections.abc import Iterable, Mapping
+from itertools import combinations
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from arnas.evaluation import checks
+from arnas.evaluation.statistics import holm, mcnemar
+from arnas.reporting.scores import COLUMNS, Body, Run, strongest, violations
+
+
+def collect(run: Run) -> dict[str, Any]:
+    """The document: models x attacks, comparisons, black-box matrix, transfer; settings, versions, data and digests.
+
+    A score is {"correct", "total", "accuracy" in [0, 1], "interval": [low, high] (95%)}. What a run lacks is left out.
+    """
+    square = run.blackbox["content"].get("square", {}) if run.blackbox else {}
+    content = run.images["content"]
+    models = {
+        name: _model(body, run.evaluations.get(name), {"square": square[name]} if name in square else {})
+        for name, body in run.models.items()
+    }
+    for name, outcomes in run.outcomes.items():
+        models[name] |= _first(run.evaluations[name]["content"], outcomes)
+        models[name]["checks"] = _checks(run, name)
+    scores: dict[str, Any] = {"models": models}
+    if pairs := compare(run.outcomes, ["clean", *filter(None, [strongest(models)])]):
+        scores["pairs"] = pairs
+    if run.blackbox:
+        scores["blackbox"] = run.blackbox["content"]["blackbox"]
+    if run.transfer:
+        model, evaluation = run.transfer
+        dataset, name = evaluation["content"]["data"]["dataset"], model["content"]["name"]
+        moved = _model(model, evaluation, {}) | {"checks": evaluation["content"].get("checks", [])}
+        scores["transfer"] = {dataset: {name: moved}}
+    return scores | {
+        "settings": run.settings.model_dump(exclude={"prepare": {"path"}, "transfer": {"path"}}),
+        "versions": _versions(run),
+        "data": {key: content[key] for key in ("dataset", "classes", "shape", "counts")},
+        "digests": _digests(run),
+        "warnings": _warnings(run, scores),
+    }
+
+
+def compare(outcomes: Mapping[str, Mapping[str, NDArray[np.generic]]], attacks: Iterable[str]) -> list[dict[str, Any]]:
+    """Every two models on the images that both met under an attack, by McNemar's test; `p_holm` covers all of them.
+
+    Args:
+        outcomes: Which of the same images, in the same order, each model gets right under each attack, bool [n].
+    """
+    pairs: list[dict[str, Any]] = []
+    for attack in attacks:
+        for first, second in combinations((name for name, right in outcomes.items() if attack in right), 2):
+            common = min(len(outcomes[name][attack]) for name in (first, second))
+            one, other = (torch.from_numpy(outcomes[name][attack][:common]) for name in (first, second))
+            pairs.append({"first": first, "second": second, "attack": attack, **mcnemar(one, other)})
+    for pair, p in zip(pairs, holm([pair["p"] for pair in pairs]), strict=True):
+        pair["p_holm"] = p
+    return pairs
+
+
+def _model(model: Body, evaluation: Body | None, square: Mapping[str, Any]) -> dict[str, Any]:
+    content, found = model["content"], evaluation["content"] if evaluation else {}
+    measured = {**found.get("scores", {}), **square}
+    if found.get("corrupted"):
+        measured["corrupted"] = found["corrupted"]
+    return {
+        "parameters": content.get("parameters"),
+        "macs": content.get("macs"),
+        **{attack: measured[attack] for attack in COLUMNS if attack in measured},
+        **{key: found[key] for key in ("curve", "corruptions", "notes") if found.get(key)},
+        **({"selection": content["selection"]} if content.get("selection") else {}),  # else it was trained elsewhere
+    }
+
+
+def _first(content: Mapping[str, Any], outcomes: Mapping[str, NDArray[np.generic]]) -> dict[str, Any]:
+    """How many images each part of AutoAttack broke that those before it had not."""
+    parts, first = content.get("autoattack_parts", []), outcomes.get("autoattack_first")
+    if not parts or first is None:
+        return {}
+    return {"autoattack_first": {part: int((first == index).sum()) for index, part in enumerate(parts)}}
+
+
+def _checks(run: Run, name: str) -> list[Mapping[str, Any]]:
+    """What was asked of the evaluation itself, to find masked gradients; the black box has a say, too."""
+    content = run.evaluations[name]["content"]
+    found = list(content.get("checks", []))
+    if run.blackbox and "norm" in content["settings"]:  # earlier versions had no checks
+        black = run.blackbox["content"]
+        found += checks.blackbox_no_stronger(content, run.outcomes[name], black, run.blackbox_outcomes)
+    return found
+
+
+def _versions(run: Run) -> dict[str, str]:
+    """Version of each library; several where the artifacts come from several."""
+    found: dict[str, set[str]] = {}
+    for _, body in run.artifacts():
+        for name, version in body["origin"].get("versions", {}).items():
+            found.setdefault(name, set()).add(version)
+    return {name: ", ".join(sorted(versions)) for name, versions in found.items()}
+
+
+def _digests(run: Run) -> dict[str, Any]:
+    digests: dict[str, Any] = {"images": run.images["digest"]}
+    if run.supernet:
+        digests["supernet"] = run.supernet["digest"]
+    if run.genotype:
+        digests["genotype"] = run.genotype["digest"]
+    digests["models"] = {name: body["digest"] for name, body in run.models.items()}
+    digests["evaluations"] = {name: body["digest"] for name, body in run.evaluations.items()}
+    if run.blackbox:
+        digests["blackbox"] = run.blackbox["digest"]
+    if run.transfer:
+        digests["transfer"] = {"model": run.transfer[0]["digest"], "evaluation": run.transfer[1]["digest"]}
+    return digests
+
+
+def _warnings(run: Run, scores: Mapping[str, Any]) -> list[str]:
+    """What the search and the evaluations warn of; each evaluation's under its model's name."""
+    warnings = [f"search: {message}" for message in run.supernet["content"]["collapse"]] if run.supernet else []
+    evaluations = list(run.evaluations.items())
+    if run.transfer:
+        content = run.transfer[1]["content"]
+        evaluations.append((f"{content['model']} on {content['data']['dataset']}", run.transfer[1]))
+    warnings += [f"{name}: {message}" for name, body in evaluations for message in body["content"]["warnings"]]
+    return list(dict.fromkeys(warnings + violations(scores)))
