@@ -119,6 +119,7 @@ def test_the_watcher_sees_tasks_with_their_models_and_what_stages_say(capsys: py
         "[retrain a] warning: something",
         "retrain a done in 0:00",
         "whitebox a ...",
+        "whitebox a failed after 0:00",
     ]
     assert view.failures == ["whitebox a failed: Give it more."]
 
