@@ -129,7 +129,8 @@ class Search(Adversary, Augmentation, Stage):
     )
     combination: str = Field(
         "min_norm",
-        description="How the two hypergradients are combined: min_norm, sum, or an aggregator of torchjd by name.",
+        description="How the two hypergradients are combined: min_norm, sum, natural or adversarial (that one alone), "
+        "or an aggregator of torchjd by name.",
     )
     learning_rate: float = Field(0.025, gt=0, description="Of the weights, at the start of a cosine.")
     final_learning_rate: float = Field(0.001, ge=0, description="Of the weights, at the end of the cosine.")
@@ -148,7 +149,8 @@ class Retrain(Adversary, Augmentation, Stage):
 
     architecture: str = Field(
         "searched",
-        description="searched (the genotype handed over), a published genotype such as arnas-cifar10, or resnet18.",
+        description="searched (the genotype handed over), a published genotype such as arnas-cifar10, resnet18, or a "
+        "genotype file, here or s3://...",
     )
     channels: int = Field(64, ge=1, description="Initial number of filters, C.")
     layers: int = Field(20, ge=3, le=100, description="Number of cells, L, where no layout is given.")
@@ -192,6 +194,8 @@ class Retrain(Adversary, Augmentation, Stage):
     @classmethod
     def _architecture_exists(cls, name: str) -> str:
         known = ["searched", "resnet18", *genotypes()]
+        if name.startswith(("s3://", "minio://")):
+            return name  # whoever reads it finds out
         if name not in known and not Path(name).is_file():
             raise ValueError(f"there is no such architecture; name one of {', '.join(known)}, or a genotype file")
         return name
@@ -318,19 +322,23 @@ def presets() -> list[str]:
     )
 
 
-def load(preset: str = "cifar10", overrides: Mapping[str, Any] | None = None) -> Settings:
+def load(
+    preset: str = "cifar10", overrides: Mapping[str, Any] | None = None, variant: Mapping[str, Any] | None = None
+) -> Settings:
     """Read a preset and change some of it.
 
     Args:
         preset: Name of a preset of the package, or path of a YAML file with the same sections.
         overrides: Changes, nested (`{"search": {"epochs": 3}}`) or dotted (`{"search.epochs": 3}`). `seed` sets the
             seed of every stage that has none of its own.
+        variant: One of a study: changes that follow the overrides, and a `name`, which changes nothing.
 
     Raises:
         InvalidInput: The preset does not exist or a setting is unknown or out of range.
     """
     values = _read_preset(preset)
-    for key, value in (overrides or {}).items():
+    changes = {key: value for key, value in (variant or {}).items() if key != "name"}
+    for key, value in [*(overrides or {}).items(), *changes.items()]:
         _assign(values, key.split("."), value)
     seed = values.pop("seed", 0)
     for name, field in Settings.model_fields.items():

@@ -40,6 +40,9 @@ _DAMAGED_ON_THE_WAY = ("RequestTimeout", "IncompleteBody", "BadDigest", "XAmzCon
 _WRONG_KEYS = ("InvalidAccessKeyId", "SignatureDoesNotMatch")
 _WRONG_TOKEN = ("ExpiredToken", "ExpiredTokenException", "InvalidToken", "InvalidTokenId")
 
+#: How a place in a bucket begins
+_SCHEMES = ("s3://", "minio://")
+
 #: An upload of a folder, and its removal, begins by writing this and ends by removing it
 _UNFINISHED = ".unfinished"
 
@@ -48,14 +51,14 @@ Patience = Callable[[], float]
 
 
 def is_place(place: str | Path) -> bool:
-    """Whether a place is in a bucket (s3://...) and no folder.
+    """Whether a place is in a bucket (s3://..., or minio://... as KFP shows its artifacts) and no folder.
 
     Raises:
         InvalidInput: It looks like one, but is misspelt.
     """
     if str(place).startswith("s3:") and not str(place).startswith("s3://"):
         raise InvalidInput(f"{place} is neither a folder nor a place in a bucket; write s3://BUCKET/PREFIX.")
-    return str(place).startswith("s3://")
+    return str(place).startswith(_SCHEMES)
 
 
 def patience() -> float:
@@ -100,7 +103,7 @@ class Bucket:
         self.place = str(place).rstrip("/")
         self.patience = patience
         patience()  # a value that cannot be used is said now, and not in an outage
-        self.name, _, prefix = self.place.removeprefix("s3://").partition("/")
+        self.name, _, prefix = self.place.partition("://")[2].partition("/")
         self.prefix = f"{prefix}/" if prefix else ""
         try:
             check_bucket_name(self.name, strict=True)
@@ -364,7 +367,7 @@ def fetched(place: str | Path) -> Iterator[Path]:
     above, _, name = str(place).rstrip("/").rpartition("/")
     with tempfile.TemporaryDirectory(prefix="arnas-") as scratch:
         copy = Path(scratch) / name
-        if above == "s3:/" or not Bucket(above).get(name, copy):
+        if above.endswith(":/") or not Bucket(above).get(name, copy):
             download(place, copy)
         yield copy
 

@@ -38,17 +38,6 @@ def gpus(promised: str) -> int:
     return int(promised)
 
 
-def seeded(overrides: Mapping[str, Any], seed: str) -> dict[str, Any]:
-    """Overrides of settings, and among them a seed, unless its text is empty.
-
-    Raises:
-        InvalidInput: The text is no number from 0.
-    """
-    if seed and not seed.isdecimal():
-        raise InvalidInput(f"seed = {seed!r} is no seed; give 0, 1, 2 and so on, or nothing for that of the settings.")
-    return {**overrides} | ({"seed": int(seed)} if seed else {})
-
-
 def record(artifact: Artifact, figures: Mapping[str, Any], metrics: Artifact | None = None) -> None:
     """Describe an artifact to whoever looks at the run: its digests, its seed, the versions, the stage's figures.
 

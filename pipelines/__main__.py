@@ -1,4 +1,4 @@
-"""`python -m pipelines run | compile | submit | preflight`."""
+"""`python -m pipelines run | study | compile | submit | preflight`."""
 
 import argparse
 import sys
@@ -6,6 +6,7 @@ from typing import Any
 
 from arnas.config import assignments, presets
 from arnas.errors import InvalidInput
+from pipelines.studies import STUDIES
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -21,8 +22,19 @@ def main(arguments: list[str] | None = None) -> int:
             return _submit(told)
         if told.command == "preflight":
             return _preflight(told)
-        from pipelines import local
+        from pipelines import local, studies
 
+        if told.command == "study":
+            return local.study(
+                told.study,
+                told.preset,
+                studies.told(told.study, told.values, told.count, told.variants),
+                told.output,
+                data=told.data,
+                overrides=assignments(told.set),
+                genotype=told.genotype,
+                device=told.device,
+            )
         return local.run(
             told.preset,
             told.output,
@@ -82,25 +94,12 @@ def _parser() -> argparse.ArgumentParser:
         "command run again goes on where it stopped, and reuses what is done.",
         epilog="Example: python -m pipelines run --preset digits --output out/demo --set search.epochs=3",
     )
-    run.add_argument("--preset", required=True, help=f"settings: {', '.join(presets())}, or a YAML file of your own")
-    run.add_argument(
-        "--data",
-        metavar="PLACE",
-        help="where the data set lies: a folder, or s3://BUCKET/PREFIX; digits comes with the library and needs none",
-    )
-    run.add_argument("--output", metavar="DIR", help="folder for results, checkpoints and log (default: out/PRESET)")
-    run.add_argument(
-        "--set",
-        action="append",
-        default=[],
-        metavar="KEY=VALUE",
-        help="change a setting, such as search.epochs=3; repeatable",
-    )
-    run.add_argument("--device", default="auto", help="auto (default), cpu, cuda, cuda:N or mps")
+    _add_here(run, "out/PRESET")
     run.add_argument("--models", nargs="+", metavar="NAME", help="which of the preset's models to train (default: all)")
+    _add_study(commands)
     build = commands.add_parser(
         "compile",
-        help="write components/*/component.yaml, their READMEs and pipelines/*.yaml",
+        help="write components/*/component.yaml, their READMEs, pipelines/*.yaml and pipelines/studies/*.yaml",
         description="Write the components, their READMEs and the pipelines. Without options these are the committed "
         "files; a site with a registry or a placement of its own writes them to a folder of its own.",
         epilog="Example: python -m pipelines compile --image registry.example.org/arnas:0.1.0 --placement my.yaml "
@@ -112,6 +111,52 @@ def _parser() -> argparse.ArgumentParser:
     _add_submit(commands)
     _add_preflight(commands)
     return parser
+
+
+def _add_here(parser: argparse.ArgumentParser, output: str) -> None:
+    """What runs on this machine is told: the same words for run and study."""
+    parser.add_argument("--preset", required=True, help=f"settings: {', '.join(presets())}, or a YAML file of your own")
+    parser.add_argument(
+        "--data",
+        metavar="PLACE",
+        help="where the data set lies: a folder, or s3://BUCKET/PREFIX; digits comes with the library and needs none",
+    )
+    parser.add_argument("--output", metavar="DIR", help=f"folder for results, checkpoints and log (default: {output})")
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="change a setting, such as search.epochs=3; repeatable",
+    )
+    parser.add_argument("--device", default="auto", help="auto (default), cpu, cuda, cuda:N or mps")
+
+
+def _add_study(commands: Any) -> None:
+    study = commands.add_parser(
+        "study",
+        help="run a study on this machine: one recipe, several variants, one page",
+        description="Run a study on this machine, and leave study.html, study.json, study.csv and models/. The same "
+        "command run again computes only what is missing.\n\n"
+        + "\n".join(
+            f"{name}: {about.sentence}" + (f" Values: {about.values}." if about.values else "")
+            for name, about in STUDIES.items()
+        ),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog="Example: python -m pipelines study placement 'A1 D2 R2' 'R1 D2 A2' --preset digits",
+    )
+    study.add_argument("study", choices=list(STUDIES), metavar="STUDY", help=", ".join(STUDIES))
+    study.add_argument("values", nargs="*", metavar="VALUE", help="what is varied (default: the study's own)")
+    _add_here(study, "out/STUDY-PRESET")
+    study.add_argument("--count", type=int, metavar="N", help="study seeds: as many seeds, from 0 (the paper: 40)")
+    study.add_argument(
+        "--variants", metavar="FILE", help="YAML list of variants instead of values: mappings of name and settings"
+    )
+    study.add_argument(
+        "--genotype",
+        metavar="PLACE",
+        help="studies placement and transfer: a published genotype, a file, or s3://... (default: arnas-cifar10)",
+    )
 
 
 def _add_submit(commands: Any) -> None:
@@ -156,9 +201,7 @@ def _add_preflight(commands: Any) -> None:
 
 def _add_target(parser: argparse.ArgumentParser) -> None:
     """Which pipeline, and where: the same words for submit and preflight."""
-    parser.add_argument(
-        "--pipeline", default="arnas", metavar="NAME", help="arnas (default), transfer, seeds, or a file"
-    )
+    parser.add_argument("--pipeline", default="arnas", metavar="NAME", help="arnas (default), a study, or a file")
     parser.add_argument("--image", help="the image that the tasks run in, with a version tag or a digest")
     parser.add_argument("--placement", metavar="FILE", help="what differs from pipelines/placement.yaml, as YAML")
     parser.add_argument(

@@ -53,7 +53,7 @@ def build(site: Placement) -> Any:
         told = {"preset": preset, "overrides": overrides}
         steps = Steps(site, run, told, checkpoints, device)
 
-        images = steps.prepare(data)
+        images = steps.prepare(data, after=steps.preflight())
         supernet, genotype = steps.search(images)
         with dsl.ParallelFor(models, parallelism=site.parallelism) as model:
             network = steps.retrain(images, genotype, model)

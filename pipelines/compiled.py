@@ -43,7 +43,7 @@ def find(pipeline: str, image: str | None = None, placement: str | None = None) 
             raise InvalidInput(f"--image and --placement are for {', '.join(generate.PIPELINES)}, not for {pipeline}.")
         return Compiled(Path(pipeline))
     if not (image or placement):
-        return Compiled(generate.ROOT / "pipelines" / f"{pipeline}.yaml")
+        return Compiled(generate.place_of(pipeline))
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / f"{pipeline}.yaml"
         return Compiled(generate.compile_pipeline(pipeline, file, image=image, placement=placement))

@@ -1,7 +1,10 @@
 """Everything that is generated: the YAML of components and pipelines, and the components' READMEs."""
 
+import ast
 import json
+import pprint
 import re
+import sys
 from collections.abc import Iterator, Mapping
 from importlib import import_module
 from pathlib import Path
@@ -14,12 +17,15 @@ from kfp.components import load_component_from_file
 import arnas
 from arnas._image import IMAGE, require_immutable
 from arnas.errors import InvalidInput
-from pipelines.placement import load
+from pipelines import arnas as whole
+from pipelines import study
+from pipelines.placement import Placement, load
+from pipelines.studies import STUDIES
 
 ROOT = Path(__file__).resolve().parents[1]
-STAGES = ("prepare", "search", "derive", "retrain", "whitebox", "merge", "blackbox", "transfer", "seeds", "report")
+STAGES = ("prepare", "search", "derive", "retrain", "whitebox", "merge", "blackbox", "transfer", "report", "study")
 COMPONENTS = ("preflight", *STAGES, "trainjob")
-PIPELINES = ("arnas", "transfer", "seeds")
+PIPELINES = ("arnas", *STUDIES)
 
 
 def compile_all(
@@ -51,24 +57,36 @@ def compile_all(
         written += [file.with_name("README.md")]
         written[-1].write_text(readme(file), encoding="utf-8")
     for name in PIPELINES:
-        file = root / "pipelines" / f"{name}.yaml"
-        written += [compile_pipeline(name, file, image=image, placement=placement)]
+        written += [compile_pipeline(name, place_of(name, root), image=image, placement=placement)]
     return written
+
+
+def place_of(pipeline: str, root: Path = ROOT) -> Path:
+    """Where a pipeline is written to."""
+    return root / "pipelines" / (f"studies/{pipeline}.yaml" if pipeline in STUDIES else f"{pipeline}.yaml")
 
 
 def compile_pipeline(name: str, file: Path, *, image: str | None = None, placement: str | Path | None = None) -> Path:
     """Write one pipeline; image and placement as for `compile_all`."""
-    pipeline = import_module(f"pipelines.{name}").build(load(placement))
-    return _compile(pipeline, file, require_immutable(image or IMAGE))
+    return _compile(build(name, load(placement)), file, require_immutable(image or IMAGE))
+
+
+def build(name: str, site: Placement) -> Any:
+    """One of PIPELINES, placed as a site wants it."""
+    return study.build(name, site) if name in STUDIES else whole.build(site)
 
 
 def _compile(component: Any, file: Path, image: str) -> Path:
     file.parent.mkdir(parents=True, exist_ok=True)
     compiler.Compiler().compile(component, str(file))
-    if image != IMAGE:
-        text = file.read_text(encoding="utf-8")
-        file.write_text(text.replace(f"image: {IMAGE}\n", f"image: {image}\n"), encoding="utf-8")
+    text = re.sub(r"(?<= \[Default: )[\[{].*(?=\]$)", _ordered, file.read_text(encoding="utf-8"), flags=re.MULTILINE)
+    file.write_text(text.replace(f"image: {IMAGE}\n", f"image: {image}\n"), encoding="utf-8")
     return file
+
+
+def _ordered(default: re.Match[str]) -> str:
+    """KFP tells the defaults in a comment, dictionaries in an order that differs from process to process."""
+    return pprint.pformat(ast.literal_eval(default[0]), width=sys.maxsize, sort_dicts=True)
 
 
 # --------------------------------------------------------------------------------------------- a component's README
@@ -123,15 +141,20 @@ attacked = blackbox(networks=networks, images=prepared.outputs["images"], preset
 given = {{"genotype": derived.outputs["genotype"], "images": others.outputs["images"]}}
 transferred = transfer(**given, preset="digits", **STORE)
 """,
-    "seeds": f"""\
+    "study": f"""\
 {PREPARED}given = {{"images": prepared.outputs["images"], "preset": "digits"}}
-with dsl.ParallelFor(["0", "1", "2"]) as seed:
-    searched = search(seed=seed, **given, **STORE)
-    derived = derive(supernet=searched.outputs["supernet"])
-    trained = retrain(genotype=derived.outputs["genotype"], seed=seed, **given, **STORE)
-    attacked = whitebox(network=trained.outputs["network"], **given, **STORE)
-genotypes = dsl.Collected(derived.outputs["genotype"])
-summarised = seeds(genotypes=genotypes, evaluations=dsl.Collected(attacked.outputs["evaluation"]))
+layouts = [{{"name": text, "retrain.layout": text}} for text in ("A1 D2 R2", "R1 D2 A2")]
+with dsl.ParallelFor(layouts) as variant:
+    trained = retrain(variant=variant, overrides={{"retrain.architecture": "arnas-cifar10"}}, **given, **STORE)
+    attacked = whitebox(network=trained.outputs["network"], variant=variant, **given, **STORE)
+collected = study(
+    networks=dsl.Collected(trained.outputs["network"]),
+    evaluations=dsl.Collected(attacked.outputs["evaluation"]),
+    name="placement",
+    variants=layouts,
+    preset="digits",
+    overrides={{"retrain.architecture": "arnas-cifar10"}},
+)
 """,
     "report": f"""\
 {SEARCHED}given = {{"images": prepared.outputs["images"], "preset": "digits"}}

@@ -1,4 +1,4 @@
-"""Run the whole pipeline on this machine: no cluster, no container.
+"""Run the whole pipeline, or a study, on this machine: no cluster, no container.
 
 KFP works in a process of its own, which leads a process group with all of its tasks (pipelines/worker.py). This process
 stays light and only watches: it keeps the log, shows what a person wants to see, and stops the group when asked to.
@@ -16,6 +16,7 @@ import sys
 import time
 from collections import deque
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 from typing import IO, Any
@@ -23,10 +24,32 @@ from typing import IO, Any
 from arnas import config, objects
 from arnas.errors import InvalidInput
 from arnas.reporting.table import table
+from pipelines import studies
 
 ROOT = Path(__file__).resolve().parents[1]
 
 _BEGINS = re.compile(r"Executing task '|Looking for component `")  # what KFP, then the task itself, says first
+
+
+@dataclass(frozen=True)
+class Job:
+    """What runs, and what is left in the output folder, beside `models/`.
+
+    Args:
+        pipeline: Name of the pipeline.
+        arguments: Its parameters.
+        files: Name of the file that each output of the pipeline becomes.
+        names: Of the models, or variants, that the pipeline's loop goes through.
+        parts: Tasks of a round of the loop, by their components, in order.
+        goes_on: Whether other rounds go on where one has failed.
+    """
+
+    pipeline: str
+    arguments: dict[str, Any]
+    files: dict[str, str]
+    names: list[str]
+    parts: tuple[str, ...]
+    goes_on: bool = False
 
 
 def run(
@@ -54,42 +77,128 @@ def run(
     Raises:
         InvalidInput: A setting is wrong, the data is missing, or another run works in `output`; nothing was started.
     """
-    overrides = overrides or {}
-    where = str(data or "")
-    if data and not objects.is_place(data):
-        where = str(Path(data).expanduser().resolve())
+    overrides, where = overrides or {}, _absolute(data)
     settings = config.load(preset, overrides | ({"prepare.path": where} if data else {}))
-    options = {"prepare": "--data", "transfer": "--set transfer.path="}
-    require_data(settings, options)
-    for section, option in options.items():
-        path, fetched = getattr(settings, section).path, getattr(settings, section).download
-        if path and not fetched and not objects.is_place(path) and not Path(path).exists():  # a place is asked later
-            raise InvalidInput(f"There is no {path}; {option} must name the data set of section {section}.")
-    if device not in ("auto", "cpu"):
-        from arnas import runtime  # torch, which this process does without otherwise
-
-        runtime.device(device)
+    _require_data_here(settings, {"prepare": "--data", "transfer": "--set transfer.path="})
+    _require_device(device)
     models = list(settings.models) if models is None else models
     for model in models:
         settings.recipe(model)
-    output = Path(output or Path("out") / Path(preset).stem).expanduser().resolve()
-    arguments = {
-        "preset": preset,
-        "data": where,
-        "models": models,
-        "overrides": overrides,
+    output = _folder(output or Path("out") / Path(preset).stem)
+    told = {"preset": preset, "data": where, "models": models, "overrides": overrides}
+    job = Job(
+        "arnas",
+        told | _here(output, device),
+        {"genotype": "genotype.json", "scores": "scores.json", "report": "report.html"},
+        models,
+        ("retrain", "whitebox", "merge"),
+    )
+    status = _carry_out(output, job)
+    if status == 0:
+        print(f"\n{table(json.loads((output / 'scores.json').read_text()))}\n")
+        print(f"report  {output / 'report.html'}\nscores  {output / 'scores.json'}")
+    return status
+
+
+def study(
+    name: str,
+    preset: str,
+    variants: list[studies.Variant],
+    output: str | Path | None = None,
+    *,
+    data: str | Path | None = None,
+    overrides: dict[str, Any] | None = None,
+    genotype: str | None = None,
+    device: str = "auto",
+) -> int:
+    """Run a study; leave `study.html`, `study.json`, `study.csv` and `models/` in `output`.
+
+    Args:
+        name: One of STUDIES.
+        preset: Name of a preset, or path of a YAML file.
+        variants: What is varied; see `studies.told`.
+        output: Folder for results, checkpoints and the log (default: out/NAME-PRESET).
+        data: Where the data set lies: a folder, or s3://BUCKET/PREFIX.
+        overrides: Changes of the preset that all variants have.
+        genotype: Genotype of all variants, where the study neither searches nor varies it: a published one's name, a
+            file, or s3://... (default: arnas-cifar10).
+        device: auto, cpu, cuda, cuda:N or mps.
+
+    Returns:
+        As `run`; other variants go on where one has failed.
+
+    Raises:
+        InvalidInput: As `run`, or a variant is wrong; nothing was started.
+    """
+    about, where = studies.STUDIES[name], _absolute(data)
+    overrides = studies.common(name, overrides or {}, genotype)
+    checked = overrides | ({"prepare.path": where} if data else {})
+    option = "NAME=PATH" if about.prepares else "--data"
+    for settings in studies.require(name, variants, preset, checked):
+        _require_data_here(settings, {"prepare": option})
+    _require_device(device)
+    output = _folder(output or Path("out") / f"{name}-{Path(preset).stem}")
+    told = {"preset": preset, "data": where, "variants": variants, "overrides": overrides}
+    searched = ("search", "derive") if about.searches else ()
+    prepared = ("prepare",) if about.prepares else ()
+    job = Job(
+        name,
+        told | _here(output, device),
+        {"report": "study.html", "result": "study.json", "table": "study.csv"},
+        [str(variant["name"]) for variant in variants],
+        (*prepared, *searched, "retrain", "whitebox", "merge"),
+        goes_on=True,
+    )
+    status = _carry_out(output, job)
+    if status == 0:
+        found = json.loads((output / "study.json").read_text())
+        rows = {row["name"]: row["scores"] | {"parameters": row["parameters"]} for row in found["variants"]}
+        print(f"\n{table({'models': rows})}\n")
+        for attack, spread in (found["accuracy"] or {}).items():
+            print(f"{attack}: mean {spread['mean']:.1%}, spread {spread['spread']:.1%} over {spread['seeds']} seeds")
+        print("\n".join(f"{kind:<7} {output / f'study.{kind}'}" for kind in ("html", "json", "csv")))
+    return status
+
+
+def _carry_out(output: Path, job: Job) -> int:
+    with _lock(output) as lock:
+        _clean(output, job)
+        return _watch(output, job, lock)
+
+
+def _here(output: Path, device: str) -> dict[str, Any]:
+    """Parameters of every pipeline that this machine answers."""
+    return {
         "checkpoints": str(output / "checkpoints"),
         "device": device,
         "gpus": "0",  # none is promised here; device says what to use
         "endpoint": "",
     }
-    with _lock(output) as lock:
-        _clean(output)
-        status = _watch(output, arguments, lock)
-    if status == 0:
-        print(f"\n{table(json.loads((output / 'scores.json').read_text()))}\n")
-        print(f"report  {output / 'report.html'}\nscores  {output / 'scores.json'}")
-    return status
+
+
+def _folder(output: str | Path) -> Path:
+    return Path(output).expanduser().resolve()
+
+
+def _absolute(data: str | Path | None) -> str:
+    if not data or objects.is_place(data):
+        return str(data or "")
+    return str(Path(data).expanduser().resolve())
+
+
+def _require_device(device: str) -> None:
+    if device not in ("auto", "cpu"):
+        from arnas import runtime  # torch, which this process does without otherwise
+
+        runtime.device(device)
+
+
+def _require_data_here(settings: config.Settings, options: dict[str, str]) -> None:
+    require_data(settings, options)
+    for section, option in options.items():
+        path, fetched = getattr(settings, section).path, getattr(settings, section).download
+        if path and not fetched and not objects.is_place(path) and not Path(path).exists():  # a place is asked later
+            raise InvalidInput(f"There is no {path}; {option} must name the data set of section {section}.")
 
 
 def require_data(settings: config.Settings, options: dict[str, str]) -> None:
@@ -128,17 +237,17 @@ def _lock(output: Path) -> Iterator[int]:
         yield file.fileno()
 
 
-def _clean(output: Path) -> None:
+def _clean(output: Path, job: Job) -> None:
     """Drop KFP's files of earlier runs, whose results are in `output`, and what a killed run left half written."""
     runs = output / "runs"
-    for folder in [*runs.glob("arnas-[0-9]*"), runs / "tmp"]:
+    for folder in [*runs.glob(f"{job.pipeline}-[0-9]*"), runs / "tmp"]:
         shutil.rmtree(folder, ignore_errors=True)
-    for name in ("models", "genotype.json", "scores.json", "report.html"):
+    for name in ("models", *job.files.values()):
         for folder in output.glob(f".{name}.*"):
             shutil.rmtree(folder, ignore_errors=True)
 
 
-def _watch(output: Path, arguments: dict[str, Any], lock: int) -> int:
+def _watch(output: Path, job: Job, lock: int) -> int:
     """Start the worker, follow its output to the end, and leave no process behind."""
     scratch = output / "runs" / "tmp"  # KFP leaves the source of every task in the temporary folder
     environment = os.environ | {
@@ -146,17 +255,18 @@ def _watch(output: Path, arguments: dict[str, Any], lock: int) -> int:
         "PYTHONUNBUFFERED": "1",
         "TMPDIR": str(scratch),
     }
-    told = json.dumps({"output": str(output), "arguments": arguments})
+    told = json.dumps({"output": str(output)} | {key: getattr(job, key) for key in ("pipeline", "arguments", "files")})
     path = output / "pipeline.log"
     try:
         scratch.mkdir(parents=True, exist_ok=True)
         with path.open("w", encoding="utf-8", buffering=1) as log, _Worker(told, environment, lock) as worker:
-            view = _View(arguments["models"])
+            view = _View(job.names, job.parts)
             for line in worker.lines:
                 line = re.sub(r"\x1b\[\d*m", "", line.rstrip("\n"))
                 log.write(line + "\n")
                 view.show(line.strip())
-                if view.failed or (worker.stopped_by and _BEGINS.search(line)):  # KFP would go on with other tasks
+                failed = view.failures and not job.goes_on
+                if failed or (worker.stopped_by and _BEGINS.search(line)):  # KFP would go on with other tasks
                     worker.stop(signal.SIGKILL)
             view.end()
     except OSError as error:
@@ -167,8 +277,8 @@ def _watch(output: Path, arguments: dict[str, Any], lock: int) -> int:
     if worker.stopped_by:
         print("Stopped; what was computed is kept, and the same command goes on from there.", file=sys.stderr)
         return 128 + worker.stopped_by
-    if view.failed or worker.process.returncode:
-        print(f"{view.explain()}\nThe whole log is {path}", file=sys.stderr)
+    if view.failures or worker.process.returncode:
+        print("\n".join([*view.explained(), f"The whole log is {path}"]), file=sys.stderr)
         return 1
     return 0
 
@@ -219,11 +329,11 @@ class _Worker:
 class _View:
     """Shows of KFP's output what a person wants to see: tasks as they begin and end, and what our stages say."""
 
-    def __init__(self, models: list[str]):
-        self.failed = ""
-        # KFP calls tasks by their component; these have several tasks, in this order
-        each = ("retrain", "whitebox", "merge")
-        self._which = {"prepare": iter(["", "transfer"]), **{name: iter(models) for name in each}}
+    def __init__(self, names: list[str], parts: tuple[str, ...]):
+        self.failures: list[str] = []
+        # KFP calls tasks by their component; those of a loop have several, and the first of them begins each round
+        self._names, self._parts, self._name = iter(names), parts, ""
+        self._data = iter(["", "transfer"])
         self._task = "the pipeline"
         self._begun = time.monotonic()
         self._last: deque[str] = deque(maxlen=20)
@@ -231,16 +341,17 @@ class _View:
 
     def show(self, line: str) -> None:
         if match := re.search(r"Executing task '(.+)'$", line):
-            name = re.sub(r"-\d+$", "", match[1])
-            self._task = f"{name} {next(self._which.get(name, iter([])), '')}".strip()
+            self._task = self._called(re.sub(r"-\d+$", "", match[1]))
             self._begun = time.monotonic()
             self._last.clear()
             self._print(f"{self._task} ...")
         elif match := re.search(r"Task '.+' finished with status (\w+)$", line):
-            if match[1] == "SUCCESS":
-                self._print(f"{self._task} done in {clock(time.monotonic() - self._begun)}")
-            else:
-                self.failed = self._task
+            failed = match[1] != "SUCCESS"
+            self._print(
+                f"{self._task} {'failed after' if failed else 'done in'} {clock(time.monotonic() - self._begun)}"
+            )
+            if failed:
+                self.failures.append(self._why())
         elif re.match(r"\[[a-z]", line):
             self._last.clear()  # what KFP says of the task's input
             self._print(line)
@@ -251,7 +362,20 @@ class _View:
         if self._redraw:
             print()
 
-    def explain(self) -> str:
+    def explained(self) -> list[str]:
+        """Why each task failed that did, or the whole."""
+        return self.failures or [self._why()]
+
+    def _called(self, component: str) -> str:
+        """A task's name for people: with the model, variant or data set that it is about."""
+        which = next(self._data, "") if component == "prepare" and "prepare" not in self._parts else ""
+        if component in self._parts:
+            if component == self._parts[0]:
+                self._name = next(self._names, "")
+            which = self._name
+        return f"{component} {which}".strip()
+
+    def _why(self) -> str:
         """Our own sentence where the task ended with one; else its last lines."""
         for line in reversed(self._last):
             if match := re.match(r"arnas\.errors\.\w+: (.+)", line):

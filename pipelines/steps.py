@@ -1,6 +1,7 @@
 """The steps that pipelines are made of: each adds its placed tasks to the pipeline that is being built."""
 
 from collections.abc import Mapping
+from copy import copy
 from typing import Any
 
 from kfp import dsl
@@ -13,7 +14,7 @@ from components.prepare.component import prepare
 from components.report.component import report
 from components.retrain.component import retrain
 from components.search.component import search
-from components.seeds.component import seeds
+from components.study.component import study
 from components.transfer.component import transfer
 from components.whitebox.component import whitebox
 from pipelines.placement import Placement, place
@@ -35,14 +36,23 @@ class Steps:
         self.site = site
         self.run = run
         self.told = told
+        self.varying: dict[str, Any] = {}
         self.reading = {"endpoint": run["endpoint"], **told}
         self.computing = {"checkpoints": checkpoints, "device": device, "gpus": run["gpus"], **self.reading}
 
     def place(self, task: dsl.PipelineTask) -> dsl.PipelineTask:
         return place(task, self.site, self.run)
 
-    def preflight(self) -> dsl.PipelineTask:
-        """A look at the cluster, which fails where it lacks what the other tasks need."""
+    def varied(self, variant: Any) -> "Steps":
+        """The same steps, told of a variant: one of a study's loop."""
+        steps = copy(self)
+        steps.varying = {"variant": variant}
+        return steps
+
+    def preflight(self) -> dsl.PipelineTask | None:
+        """A look at the cluster, which fails where it lacks what the other tasks need; none where that is off."""
+        if not self.site.preflight:
+            return None
         asked = {name: self.run[name] for name in ("accelerator", "gpu_pool", "gpu_tolerations", "cpu_pool", "secret")}
         task = preflight(
             task_gpus=self.run["gpus"],  # by its name, this task is given none
@@ -54,22 +64,23 @@ class Steps:
         )
         return self.place(task).set_caching_options(False)
 
-    def prepare(self, data: Any, section: str = "prepare") -> Any:
+    def prepare(self, data: Any, section: str = "prepare", after: dsl.PipelineTask | None = None) -> Any:
         """The image set of a section of the settings: what a pipeline begins with, after preflight where that is on."""
-        task = self.place(prepare(data=data, section=section, **self.reading))
+        task = self.place(prepare(data=data, section=section, **self.reading, **self.varying))
         task.set_caching_options(False)  # a cache would not see that the files changed
-        if self.site.preflight:
-            task.after(self.preflight())
+        if after:
+            task.after(after)
         return task.outputs["images"]
 
-    def search(self, images: Any, seed: Any = "") -> tuple[Any, Any]:
+    def search(self, images: Any) -> tuple[Any, Any]:
         """The searched supernet, and the genotype that follows from it."""
-        supernet = self.place(search(images=images, seed=seed, **self.computing)).outputs["supernet"]
+        supernet = self.place(search(images=images, **self.computing, **self.varying)).outputs["supernet"]
         return supernet, self.place(derive(supernet=supernet)).outputs["genotype"]
 
-    def retrain(self, images: Any, genotype: Any, model: Any, seed: Any = "") -> Any:
-        """A trained network."""
-        task = self.place(retrain(images=images, genotype=genotype, model=model, seed=seed, **self.computing))
+    def retrain(self, images: Any, genotype: Any = None, model: Any = "searched") -> Any:
+        """A trained network: one of the settings' models, or the variant's."""
+        given = {"genotype": genotype} if genotype else {}
+        task = self.place(retrain(images=images, model=model, **given, **self.computing, **self.varying))
         return task.outputs["network"]
 
     def whitebox(self, network: Any, images: Any, shards: Any) -> Any:
@@ -87,9 +98,9 @@ class Steps:
         outputs = self.place(transfer(genotype=genotype, images=images, **self.computing)).outputs
         return outputs["network"], outputs["evaluation"]
 
-    def seeds(self, genotypes: Any, evaluations: Any) -> Any:
-        """What searches of several seeds have in common, and how far they differ."""
-        return self.place(seeds(genotypes=genotypes, evaluations=evaluations)).outputs["summary"]
+    def study(self, **found: Any) -> Any:
+        """What the variants of a study have shown, of artifacts by the names of the component's inputs."""
+        return self.place(study(**found, **self.told)).outputs
 
     def report(self, **found: Any) -> Any:
         """The page and the scores, of artifacts by the names of the component's inputs."""

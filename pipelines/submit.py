@@ -12,6 +12,7 @@ from typing import Any
 from arnas import config
 from arnas.errors import InvalidInput
 from cluster import kubeflow, pods
+from pipelines import studies
 from pipelines.compiled import Compiled
 from pipelines.local import clock, require_data
 
@@ -19,10 +20,10 @@ POLL = 5.0  # seconds between two looks at a run
 LONGEST = 10_000  # characters of all parameters of a run; KFP's limit
 BASE = "cifar10"  # the preset that is changed where a preset is not in the image
 BY_DATA = "--parameter data=s3://BUCKET/PREFIX"
+BY_VARIANT = "--parameter 'variants=[{name: NAME, prepare.path: s3://BUCKET/PREFIX}]'"
 DATA = {  # how each pipeline is told where the data sets of its sections lie
     "arnas": {"prepare": BY_DATA, "transfer": "--set transfer.path=s3://BUCKET/PREFIX"},
-    "transfer": {"transfer": BY_DATA},
-    "seeds": {"prepare": BY_DATA},
+    **{name: {"prepare": BY_VARIANT if study.prepares else BY_DATA} for name, study in studies.STUDIES.items()},
 }
 ENDED = ("SUCCEEDED", "SKIPPED", "FAILED", "CANCELED")
 
@@ -64,14 +65,21 @@ def arguments(
     for name, option in {"preset": "--preset", "overrides": "--set", "models": "--models"}.items():
         if name in named:
             raise InvalidInput(f"{name} is no --parameter here, since it is checked; give {option}.")
+    if study := pipeline.name in studies.STUDIES:
+        overrides = studies.common(pipeline.name, overrides)
     settings = config.load(preset, overrides)
+    every = [settings]
+    if study:
+        variants = named.get("variants", pipeline.parameters["variants"]["defaultValue"])
+        every = studies.require(pipeline.name, variants, preset, overrides)
     asked = {section: option for section, option in DATA.get(pipeline.name, {}).items() if option != BY_DATA}
-    require_data(settings, asked if named.get("data") else DATA.get(pipeline.name, {}))
+    for each in every:
+        require_data(each, asked if named.get("data") else DATA.get(pipeline.name, {}))
     if preset not in config.presets():  # a file of this machine, which the cluster does not have
         preset, overrides = BASE, _differences(settings)
     if models and "models" not in pipeline.parameters:
         raise InvalidInput(f"{pipeline.name} has no parameter models; leave --models out.")
-    for model in [*(models or []), *([named["model"]] if "model" in named else [])]:
+    for model in models or []:
         settings.recipe(model)
     told = {"preset": preset, "overrides": overrides, "models": models or list(settings.models)}
     told = {name: value for name, value in told.items() if name in pipeline.parameters} | named

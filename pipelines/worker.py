@@ -1,7 +1,7 @@
-"""The process in which KFP runs the pipeline on this machine; pipelines/local.py starts it and watches it.
+"""The process in which KFP runs a pipeline on this machine; pipelines/local.py starts it and watches it.
 
-`python -m pipelines.worker '{"output": FOLDER, "arguments": {...}}'`: its standard input is a lifeline, which ends when
-the watching process does.
+`python -m pipelines.worker '{"output": FOLDER, "pipeline": NAME, "arguments": {...}, "files": {...}}'`: its standard
+input is a lifeline, which ends when the watching process does.
 """
 
 import json
@@ -17,7 +17,7 @@ from typing import Any
 from kfp import local
 
 from arnas import artifacts
-from pipelines.arnas import build
+from pipelines.generate import build
 from pipelines.placement import load
 
 
@@ -33,15 +33,16 @@ def main() -> None:
     sys.executable = "python3"
     local.init(local.SubprocessRunner(use_venv=False), pipeline_root=str(output / "runs"))
     here = load().model_copy(update={"parallelism": 1, "preflight": False})  # all tasks share the machine, no cluster
-    _publish(output, told["arguments"]["models"], build(here)(**told["arguments"]).outputs)
+    _publish(output, told["files"], build(told["pipeline"], here)(**told["arguments"]).outputs)
 
 
-def _publish(output: Path, models: list[str], found: dict[str, Any]) -> None:
+def _publish(output: Path, files: dict[str, str], found: dict[str, Any]) -> None:
     """Put the results where the user looks for them, each at once or not at all."""
     with artifacts.publish(output / "models") as scratch:
-        for name, network in zip(models, found["networks"], strict=True):
-            shutil.copytree(network.path, scratch / name)
-    for key, name in {"genotype": "genotype.json", "scores": "scores.json", "report": "report.html"}.items():
+        for network in found["networks"]:
+            name = json.loads(Path(network.path, "artifact.json").read_text(encoding="utf-8"))["content"]["name"]
+            shutil.copytree(network.path, scratch / name.replace("/", "-"))
+    for key, name in files.items():
         with artifacts.publish(output / name) as scratch:
             shutil.copyfile(found[key].path, scratch)
 

@@ -29,6 +29,21 @@ def test_overrides_are_dotted_or_nested_and_leave_the_rest(overrides):
     assert changed.retrain == plain.retrain
 
 
+def test_a_variant_follows_the_overrides_and_its_name_changes_nothing():
+    overrides = {"retrain.layout": "A1 D1", "search.epochs": 5}
+    variant = {"name": "deeper", "retrain.layout": "A1 D1 R2", "retrain": {"epochs": 4}}
+    changed = config.load("digits", overrides, variant)
+    assert changed == config.load("digits", overrides | {"retrain.layout": "A1 D1 R2", "retrain.epochs": 4})
+    assert config.load("digits", overrides, {"name": "as it is"}) == config.load("digits", overrides)
+    with pytest.raises(InvalidInput, match=r"no setting retrain\.layot; near it are layout"):
+        config.load("digits", {}, {"name": "mistyped", "retrain.layot": "A1"})
+
+
+def test_an_architecture_may_lie_in_a_bucket():
+    for place in ("s3://bucket/genotype.json", "minio://bucket/v2/artifacts/genotype"):
+        assert config.load("digits", {"retrain.architecture": place}).retrain.architecture == place
+
+
 def test_one_seed_reaches_every_stage_that_has_none_of_its_own():
     settings = config.load("digits", {"seed": 7, "search.seed": 8})
     assert (settings.prepare.seed, settings.search.seed, settings.retrain.seed, settings.transfer.seed) == (7, 8, 7, 7)

@@ -8,7 +8,7 @@ from typing import TypedDict
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy.stats import binomtest
+from scipy.stats import beta, binomtest, t
 from torch import Tensor
 
 from arnas.errors import InvalidInput
@@ -166,3 +166,34 @@ def _chi_square(tables: NDArray[np.int64]) -> NDArray[np.float64]:
     rows, columns = tables.sum(-1, keepdims=True), tables.sum(-2, keepdims=True)
     expected = rows * columns / tables.sum((-2, -1), keepdims=True)
     return np.asarray(((tables - expected) ** 2 / expected).sum((-2, -1)))
+
+
+class Share(TypedDict):
+    """How often something was chosen: `share` = `count` / `edges`, and the ends of its 95% interval."""
+
+    count: int
+    edges: int
+    share: float
+    interval: list[float]
+
+
+def share(counts: Sequence[int], edges: int) -> Share:
+    """How often something was chosen in several draws of `edges` choices each, two draws or more.
+
+    The choices of one draw (the edges of a searched cell) depend on one another, so that an interval for independent
+    ones would be too narrow. This is Korn and Graubard's (1998, Survey Methodology 24): Clopper and Pearson's exact
+    one, for as many independent choices as would vary like the shares of the draws do.
+
+    Args:
+        counts: Of each draw, how many of its choices were this one, from 0 to `edges`.
+        edges: Choices of one draw.
+    """
+    draws, total = len(counts), len(counts) * edges
+    found = sum(counts) / total
+    variance = statistics.variance([count / edges for count in counts]) / draws
+    effective = min(total, found * (1 - found) / variance) if variance else total
+    effective *= float(t.ppf(0.975, total - 1) / t.ppf(0.975, draws - 1)) ** 2
+    chosen, others = effective * found, effective * (1 - found)
+    low = float(beta.ppf(0.025, chosen, others + 1)) if chosen else 0.0
+    high = float(beta.ppf(0.975, chosen + 1, others)) if others else 1.0
+    return {"count": sum(counts), "edges": total, "share": found, "interval": [low, high]}

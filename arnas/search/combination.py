@@ -36,25 +36,33 @@ def min_norm(natural: Tensor, adversarial: Tensor) -> Tensor:
     return gamma * natural + (1 - gamma) * adversarial
 
 
+#: Those that are not of torchjd. One objective alone is the search that an ablation compares with.
+OWN: dict[str, Combination] = {
+    "min_norm": min_norm,
+    "sum": torch.add,
+    "natural": lambda natural, adversarial: natural,
+    "adversarial": lambda natural, adversarial: adversarial,
+}
+
+
 def combination(name: str) -> Combination:
     """The function that combines natural and adversarial gradient, by name.
 
     Args:
-        name: min_norm, sum, or a class of `torchjd.aggregation` that needs no arguments, such as UPGrad or PCGrad.
+        name: min_norm, sum, natural or adversarial (that gradient alone), or a class of `torchjd.aggregation` that
+            needs no arguments, such as UPGrad or PCGrad.
 
     Raises:
         InvalidInput: There is none of that name.
     """
-    if name == "min_norm":
-        return min_norm
-    if name == "sum":
-        return torch.add
+    if name in OWN:
+        return OWN[name]
     from torchjd import Stateful, aggregation  # heavy, and needed by few
 
     known = [key for key in aggregation.__all__ if not key.endswith("Weighting") and key != "Aggregator"]
     if name not in known:
         raise InvalidInput(
-            f"combination {name!r} is unknown; it is min_norm, sum, or of torchjd {', '.join(sorted(known))}."
+            f"combination {name!r} is unknown; it is {', '.join(OWN)}, or of torchjd {', '.join(sorted(known))}."
         )
     try:
         aggregator = getattr(aggregation, name)()

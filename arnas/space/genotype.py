@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from arnas import objects
 from arnas.artifacts import digest
 from arnas.config import genotypes
 from arnas.errors import InvalidInput
@@ -77,7 +78,8 @@ def load(name: str) -> tuple[Genotype, dict[str, Any]]:
     """Read a genotype.
 
     Args:
-        name: Path of a genotype file, or a published genotype's name (see `config.genotypes`).
+        name: Path of a genotype file, its place in a bucket (s3://...), or a published genotype's name (see
+            `config.genotypes`).
 
     Returns:
         The genotype, and the whole document.
@@ -87,6 +89,9 @@ def load(name: str) -> tuple[Genotype, dict[str, Any]]:
     """
     if name in genotypes():
         text = resources.files("arnas.space").joinpath("genotypes", f"{name}.json").read_text()
+    elif objects.is_place(name):
+        with objects.fetched(name) as copy:
+            text = _read_file(copy)
     elif Path(name).is_file():
         text = _read_file(Path(name))
     else:

@@ -8,6 +8,7 @@ def prepare(
     images: dsl.Output[dsl.Dataset],
     preset: str = "cifar10",
     overrides: dict = {},
+    variant: dict = {},
     data: str = "",
     section: str = "prepare",
     endpoint: str = "",
@@ -19,6 +20,8 @@ def prepare(
             file. Default: cifar10.
         overrides: Changes of the preset, such as {"prepare.train_limit": 1000}; every setting can be changed so.
             Default: none.
+        variant: Further changes, such as {"name": "digits", "prepare.dataset": "digits"}: one of a study. Default:
+            none.
         data: Where the data set lies: a folder that the pod sees, or s3://BUCKET/PREFIX. Default: none, for
             data sets that come with the library (digits, glyphs), where the settings say it, or where
             {"prepare.download": true} among the overrides has it fetched.
@@ -37,5 +40,5 @@ def prepare(
     if section not in ("prepare", "transfer"):
         raise InvalidInput(f"section = {section!r} describes no data set; give prepare or transfer.")
     task.use_store(endpoint)
-    settings = config.load(preset, overrides | ({f"{section}.path": data} if data else {}))
+    settings = config.load(preset, overrides | ({f"{section}.path": data} if data else {}), variant)
     task.record(images, prepare.run(images.path, getattr(settings, section)))

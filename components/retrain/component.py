@@ -12,7 +12,7 @@ def retrain(
     model: str = "searched",
     preset: str = "cifar10",
     overrides: dict = {},
-    seed: str = "",
+    variant: dict = {},
     checkpoints: str = "/tmp/checkpoints",
     endpoint: str = "",
     device: str = "auto",
@@ -28,7 +28,8 @@ def retrain(
         preset: Name of a preset of settings (smoke, digits, cifar10-cpu, cifar10), or path of a YAML file. Default:
             cifar10.
         overrides: Changes of the preset, such as {"retrain.epochs": 3}; every setting can be changed so. Default: none.
-        seed: Seed of every random choice, as text, from 0. Default: none, the settings say it.
+        variant: One of a study, such as {"name": "A1 D2 R2", "retrain.layout": "A1 D2 R2"}: further changes, with which
+            the settings' section retrain is followed, whatever model says; the result goes by its name. Default: none.
         checkpoints: Where unfinished work is kept: s3://BUCKET/PREFIX, or a folder of a mounted volume. A task that was
             interrupted goes on from there. Default: /tmp/checkpoints, which is lost with the pod.
         endpoint: Address of the store where checkpoints are s3://..., such as http://minio.example:9000. Default: what
@@ -44,13 +45,13 @@ def retrain(
     from arnas.stages import retrain
 
     task.use_store(endpoint)
-    settings = config.load(preset, task.seeded(overrides, seed)).recipe(model)
+    settings = config.load(preset, overrides, variant)
     source = genotype.path if genotype else None
     figures = retrain.run(
         images.path,
         network.path,
-        settings,
-        name=model,
+        settings.retrain if variant else settings.recipe(model),
+        name=variant.get("name", model),
         genotype=source,
         checkpoints=checkpoints,
         device=device,

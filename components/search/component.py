@@ -10,7 +10,7 @@ def search(
     metrics: dsl.Output[dsl.Metrics],
     preset: str = "cifar10",
     overrides: dict = {},
-    seed: str = "",
+    variant: dict = {},
     checkpoints: str = "/tmp/checkpoints",
     endpoint: str = "",
     device: str = "auto",
@@ -23,7 +23,7 @@ def search(
         preset: Name of a preset of settings (smoke, digits, cifar10-cpu, cifar10), or path of a YAML file. Default:
             cifar10.
         overrides: Changes of the preset, such as {"search.epochs": 3}; every setting can be changed so. Default: none.
-        seed: Seed of every random choice, as text, from 0. Default: none, the settings say it.
+        variant: Further changes, such as {"name": "seed 3", "seed": 3}: one of a study. Default: none.
         checkpoints: Where unfinished work is kept: s3://BUCKET/PREFIX, or a folder of a mounted volume. A task that was
             interrupted goes on from there. Default: /tmp/checkpoints, which is lost with the pod.
         endpoint: Address of the store where checkpoints are s3://..., such as http://minio.example:9000. Default: what
@@ -39,7 +39,7 @@ def search(
     from arnas.stages import search
 
     task.use_store(endpoint)
-    settings = config.load(preset, task.seeded(overrides, seed)).search
+    settings = config.load(preset, overrides, variant).search
     figures = search.run(
         images.path, supernet.path, settings, checkpoints=checkpoints, device=device, gpus=task.gpus(gpus)
     )

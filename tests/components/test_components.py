@@ -34,7 +34,7 @@ OUTPUTS = {
     "merge": ["evaluation", "metrics"],
     "blackbox": ["evaluation", "metrics"],
     "transfer": ["network", "evaluation", "metrics"],
-    "seeds": ["summary", "metrics"],
+    "study": ["html", "result", "table", "metrics"],
     "report": ["html", "scores", "metrics"],
 }
 # floats, since KFP sends numbers so
@@ -51,7 +51,7 @@ def call(stage: str, monkeypatch: pytest.MonkeyPatch, **more: Any) -> tuple[mock
     fake = mock.create_autospec(module.run, return_value=dict(FIGURES))
     given = {name: artifact(name) for name in [*INPUTS.get(stage, []), *OUTPUTS[stage]]}
     component = getattr(import_module(f"components.{stage}.component"), stage)
-    overrides = {} if stage in ("derive", "merge", "seeds") else {"overrides": OVERRIDES}
+    overrides = {} if stage in ("derive", "merge") else {"overrides": OVERRIDES}
     with monkeypatch.context() as patched:
         patched.setattr(module, "run", fake)
         patched.setattr(task, "describe", lambda path: {"seed": 3})
@@ -125,18 +125,36 @@ def test_merge_passes_all_shards_and_logs_accuracies(monkeypatch: pytest.MonkeyP
     assert artifacts["metrics"].metadata == NUMBERS
 
 
-def test_seeds_passes_genotypes_and_evaluations_in_their_order(monkeypatch: pytest.MonkeyPatch) -> None:
-    lists = {"genotypes": [artifact("a"), artifact("b")], "evaluations": [artifact("c"), artifact("d")]}
-    told, artifacts = call("seeds", monkeypatch, **lists)
-    assert told == mock.call(["/at/a", "/at/b"], ["/at/c", "/at/d"], "/at/summary")
+def test_study_passes_models_evaluations_and_variants(monkeypatch: pytest.MonkeyPatch) -> None:
+    lists = {"networks": [artifact("a"), artifact("b")], "evaluations": [artifact("c"), artifact("d")]}
+    variants = [{"name": "seed 3", "seed": 3.0}]
+    told, artifacts = call("study", monkeypatch, **lists, name="seeds", variants=variants)
+    assert told.args == (variants, ["/at/a", "/at/b"], ["/at/c", "/at/d"], "/at/result")
+    settings = told.kwargs.pop("settings")
+    assert settings.search.epochs == 3
+    assert told.kwargs == {"name": "seeds", "blackbox": None, "page": "/at/html", "table": "/at/table"}
+    assert artifacts["result"].metadata == described(FIGURES)
     assert artifacts["metrics"].metadata == NUMBERS
+    told, _ = call("study", monkeypatch, **lists, blackbox=artifact("e"))
+    assert told.kwargs["blackbox"] == "/at/e"
 
 
 @pytest.mark.parametrize("stage", ["search", "retrain"])
-def test_a_seed_takes_the_place_of_the_settings_own(stage: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert [call(stage, monkeypatch, seed=seed)[0].args[2].seed for seed in ("", "7")] == [0, 7]
-    with pytest.raises(InvalidInput, match="seed = '-1' is no seed"):
-        call(stage, monkeypatch, seed="-1")
+def test_a_seed_of_a_variant_takes_the_place_of_the_settings_own(stage: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    given = ({}, {"name": "seed 7", "seed": 7.0})
+    assert [call(stage, monkeypatch, variant=variant)[0].args[2].seed for variant in given] == [0, 7]
+
+
+def test_a_variant_is_trained_as_the_section_retrain_says_and_goes_by_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    variant = {"name": "deep", "retrain.layout": "A1 D1 R2", "models.searched.loss": "natural"}
+    told, _ = call("retrain", monkeypatch, variant=variant)
+    assert told.kwargs["name"] == "deep"
+    assert (told.args[2].layout, told.args[2].epochs, told.args[2].loss) == ("A1 D1 R2", 5, "pgd_at")
+
+
+def test_a_variant_may_be_a_data_set_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    variant = {"name": "digits", "prepare.dataset": "digits"}
+    assert call("prepare", monkeypatch, variant=variant)[0].args[1].dataset == "digits"
 
 
 def test_blackbox_passes_all_models_in_their_order(monkeypatch: pytest.MonkeyPatch) -> None:

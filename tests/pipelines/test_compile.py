@@ -12,17 +12,18 @@ import pytest
 import yaml
 
 import arnas
+from pipelines import placement
 from pipelines.__main__ import main
-from pipelines.generate import COMPONENTS, PIPELINES, ROOT, compile_all
+from pipelines.generate import COMPONENTS, PIPELINES, ROOT, compile_all, place_of
 
-COMMITTED = [*ROOT.glob("components/*/component.yaml"), *ROOT.glob("pipelines/*.yaml")]
-COMPILED = [file for file in COMMITTED if file.name != "placement.yaml"]
+COMMITTED = [*ROOT.glob("components/*/component.yaml"), *ROOT.glob("pipelines/**/*.yaml")]
+COMPILED = [file for file in COMMITTED if file != placement.COMMITTED]
 
 
 def specs(root: Path = ROOT) -> Iterator[tuple[Path, dict[str, Any], dict[str, Any]]]:
     """Each pipeline's file, its specification, and that of the platform."""
     for name in PIPELINES:
-        file = root / "pipelines" / f"{name}.yaml"
+        file = place_of(name, root)
         specification, platform = yaml.safe_load_all(file.read_text())
         yield file, specification, platform["platforms"]["kubernetes"]["deploymentSpec"]["executors"]
 
@@ -132,7 +133,7 @@ def test_nothing_in_the_compiled_files_looks_like_a_tag_of_argos() -> None:
 
 
 def test_pipelines_and_components_import_without_torch() -> None:
-    modules = ["pipelines.__main__", "pipelines.local", "pipelines.worker", "pipelines.arnas", "pipelines.transfer"]
+    modules = [f"pipelines.{name}" for name in ("__main__", "local", "worker", "arnas", "transfer", "study", "studies")]
     code = f"import sys, {', '.join(modules)}; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
 

@@ -7,6 +7,7 @@ import yaml
 
 from arnas.errors import InvalidInput
 from pipelines.compiled import Compiled, find
+from pipelines.generate import PIPELINES
 
 PARAMETERS = {
     "gpus": {"parameterType": "STRING", "defaultValue": "2", "isOptional": True},
@@ -91,7 +92,7 @@ def test_a_value_of_another_type_is_refused(word: str, tmp_path: Path) -> None:
         write(tmp_path).told([word])
 
 
-@pytest.mark.parametrize("name", ["arnas", "transfer"])
+@pytest.mark.parametrize("name", PIPELINES)
 def test_the_committed_pipelines_say_what_they_need(name: str) -> None:
     needs = find(name).needs({})
     assert needs.secret and needs.endpoint.startswith("http") and needs.checkpoints.startswith("s3://")

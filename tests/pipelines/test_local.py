@@ -58,8 +58,8 @@ def test_bad_input_is_refused_in_one_sentence_before_anything_starts(
 def test_a_place_in_a_bucket_is_handed_to_the_tasks_as_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     told: dict[str, Any] = {}
 
-    def watch(output: Path, arguments: dict[str, Any], lock: int) -> int:
-        told.update(arguments)
+    def watch(output: Path, job: local.Job, lock: int) -> int:
+        told.update(job.arguments)
         return 1
 
     monkeypatch.setattr(local, "_watch", watch)
@@ -104,7 +104,7 @@ exit status 1
 
 
 def shown(text: str) -> local._View:
-    view = local._View(["a", "b"])
+    view = local._View(["a", "b"], ("retrain", "whitebox", "merge"))
     for line in text.splitlines():
         view.show(line)
     view.end()
@@ -119,16 +119,17 @@ def test_the_watcher_sees_tasks_with_their_models_and_what_stages_say(capsys: py
         "[retrain a] warning: something",
         "retrain a done in 0:00",
         "whitebox a ...",
+        "whitebox a failed after 0:00",
     ]
-    assert view.failed == "whitebox a"
+    assert view.failures == ["whitebox a failed: Give it more."]
 
 
 def test_a_failure_is_explained_by_our_own_sentence() -> None:
-    assert shown(NOISE).explain() == "whitebox a failed: Give it more."
+    assert shown(NOISE).explained() == ["whitebox a failed: Give it more."]
 
 
 def test_a_failure_of_another_kind_is_explained_by_the_last_lines_of_its_task() -> None:
-    explained = shown(NOISE.replace("arnas.errors.InvalidInput: Give it more.", "KeyError: 3")).explain()
+    (explained,) = shown(NOISE.replace("arnas.errors.InvalidInput: Give it more.", "KeyError: 3")).explained()
     assert explained.startswith("whitebox a failed; its last lines:\n")
     assert "KeyError: 3" in explained
     assert "unrelated" not in explained  # of the task before
@@ -137,8 +138,8 @@ def test_a_failure_of_another_kind_is_explained_by_the_last_lines_of_its_task() 
 def test_what_kfp_says_of_a_tasks_input_is_no_part_of_the_explanation() -> None:
     lines = NOISE.splitlines()
     killed = "\n".join([*lines[: lines.index("unrelated") + 1], "Task 'retrain' finished with status FAILURE"])
-    assert "executor_input" not in shown(killed).explain()
-    assert "unrelated" in shown(killed).explain()
+    (explained,) = shown(killed).explained()
+    assert "executor_input" not in explained and "unrelated" in explained
 
 
 @pytest.mark.parametrize(("seconds", "text"), [(0.4, "0:00"), (72, "1:12"), (59.7, "1:00"), (3723, "1:02:03")])

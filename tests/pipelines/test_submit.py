@@ -68,9 +68,29 @@ def sent(*options: str, kfp: Kfp | None = None) -> dict:
         (["--parameter", "shards=1/1"], r"shards must be of type LIST"),
         (["--image", "arnas:latest"], r"arnas:latest' does not say which content"),
         (["--placement", "nowhere.yaml"], r"nowhere\.yaml cannot be read"),
-        (["--pipeline", "transfer"], r"transfer needs genotype; give --parameter genotype=VALUE"),
         (["--pipeline", "transfer", "--models", "searched"], r"transfer has no parameter models; leave --models out"),
-        (["--pipeline", "seeds", "--parameter", "model=nobody"], r"models has no 'nobody'; it has searched"),
+        (["--pipeline", "seeds", "--parameter", "variants=[]"], r"variants of seeds are none; give each one name"),
+        (["--pipeline", "seeds", "--parameter", "variants=[{seed: 1}]"], r"seeds must be a list of mappings such as"),
+        (
+            ["--pipeline", "seeds", "--parameter", "variants=[{name: a, seed: 1}, {name: a, seed: 2}]"],
+            r"variants of seeds are a, a; give each one name of its own",
+        ),
+        (
+            ["--pipeline", "placement", "--parameter", "variants=[{name: a, retrain.layot: A1}]"],
+            r"Variant a: .*no setting retrain\.layot; near it are layout",
+        ),
+        (
+            ["--pipeline", "placement", "--parameter", "variants=[{name: a, whitebox.images: 1}]"],
+            r"Variant a changes whitebox\.images, but all variants are attacked alike",
+        ),
+        (
+            ["--pipeline", "placement", "--set", "retrain.architecture=searched"],
+            r"placement does not search; name a genotype",
+        ),
+        (
+            ["--pipeline", "transfer", "--parameter", "variants=[{name: a, prepare.dataset: cifar10}]"],
+            r"section prepare, cifar10, is not bundled; .*variants=\[\{name: NAME, prepare\.path: s3://",
+        ),
         (["--retries", "-1"], r"--retries -1 must be 0 or more"),
         (["--retries", "2"], r"--retries 2 .* give --wait"),
         (["--pipeline-root", "minio/here"], r"--pipeline-root minio/here .* s3://BUCKET"),
@@ -162,6 +182,16 @@ def test_preset_settings_and_models_become_parameters_of_the_run() -> None:
         "preset": "digits",
         "overrides": {"search.epochs": 3, "retrain.epsilon": "4/255"},
         "models": ["searched"],
+    }
+
+
+def test_a_study_is_told_its_variants_and_what_all_of_them_have() -> None:
+    variants = "variants=[{name: flat, retrain.layout: A1 A2 R2 R4}]"
+    told = sent("--pipeline", "placement", "--parameter", variants, "--set", "retrain.epochs=3")["runtime_config"]
+    assert told["parameters"] == {
+        "preset": "digits",
+        "variants": [{"name": "flat", "retrain.layout": "A1 A2 R2 R4"}],
+        "overrides": {"retrain.architecture": "arnas-cifar10", "retrain.auxiliary_weight": 0, "retrain.epochs": 3},
     }
 
 

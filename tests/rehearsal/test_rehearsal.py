@@ -20,8 +20,8 @@ ROOT = Path(__file__).parents[2]
 PATIENCE = 600  # seconds; a run takes one or two minutes where two cores are free
 
 pytestmark = pytest.mark.timeout(2 * PATIENCE)
-GENOTYPE = str(ROOT / "arnas" / "space" / "genotypes" / "arnas-cifar10.json")
 QUICK = {"transfer.dataset": "digits", "retrain.epochs": 6, "whitebox.autoattack_images": 0}
+VARIANTS = [{"name": "digits", "prepare.dataset": "digits"}]
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +35,7 @@ def pipelines(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def transfer(pipelines):
-    return pipelines / "transfer.yaml"
+    return pipelines / "studies" / "transfer.yaml"
 
 
 @pytest.fixture(scope="module")
@@ -120,7 +120,8 @@ def site(cluster, controller, minio, tmp_path):
 
 
 def arguments(minio, bucket, **more):
-    computing = {"preset": "smoke", "overrides": QUICK, "gpus": "0", "device": "cpu"}
+    overrides = QUICK | ({"retrain.architecture": "arnas-cifar10"} if "variants" in more else {})
+    computing = {"preset": "smoke", "overrides": overrides, "gpus": "0", "device": "cpu"}
     return {"endpoint": minio.url, "checkpoints": bucket} | computing | more
 
 
@@ -142,20 +143,20 @@ def test_an_evicted_and_a_killed_task_go_on_from_their_checkpoints_and_end_with_
     site, transfer, minio, bucket
 ):
     with site("preempted") as node:
-        lost = start(node, transfer, arguments(minio, f"{bucket}/lost", genotype=GENOTYPE))
-        first = lost.running("transfer")
+        lost = start(node, transfer, arguments(minio, f"{bucket}/lost", variants=VARIANTS))
+        first = lost.running("retrain")
         saved = lost.until(lambda: written(minio, f"{bucket}/lost"))
         node.evict(first)
-        second = lost.running("transfer")
+        second = lost.running("retrain")
         lost.until(lambda: written(minio, f"{bucket}/lost") - saved)
         node.kill(second)
         assert lost.end() == "Succeeded", lost.why()
-        phases = [phase for phase, _ in lost.attempts("transfer")]
+        phases = [phase for phase, _ in lost.attempts("retrain")]
         assert phases == ["Failed", "Failed", "Succeeded"]
-        assert lost.attempts("transfer")[0][1] == "The node was low on resource: memory."
+        assert lost.attempts("retrain")[0][1] == "The node was low on resource: memory."
         assert re.search(r"goes on after \d+ of \d+ steps", node.log(second))
 
-        kept = start(node, transfer, arguments(minio, f"{bucket}/kept", genotype=GENOTYPE))
+        kept = start(node, transfer, arguments(minio, f"{bucket}/kept", variants=VARIANTS))
         assert kept.end() == "Succeeded", kept.why()
         networks = [each.outputs["network"] for each in node.driver.executions.values() if "network" in each.outputs]
         assert len(networks) == 2
@@ -164,7 +165,7 @@ def test_an_evicted_and_a_killed_task_go_on_from_their_checkpoints_and_end_with_
 
 def test_a_deleted_pod_ends_the_run_unless_argo_is_told_to_try_again(site, transfer, minio, bucket):
     with site("stock") as node:
-        run = start(node, transfer, arguments(minio, bucket, genotype=GENOTYPE))
+        run = start(node, transfer, arguments(minio, bucket, variants=VARIANTS))
         node.delete(run.running("prepare"))
         assert run.end() == "Error"
         assert run.attempts("prepare") == [("Error", "pod deleted")]
@@ -176,7 +177,7 @@ def test_argo_with_our_defaults_tries_a_deleted_pod_again(site, transfer, minio,
     patch, same = (found for page in pages for found in command.findall(page))
     assert patch == same
     with site("patched", **json.loads(patch)["data"]) as node:
-        run = start(node, transfer, arguments(minio, bucket, genotype=GENOTYPE))
+        run = start(node, transfer, arguments(minio, bucket, variants=VARIANTS))
         node.delete(run.running("prepare"))
         assert run.end() == "Succeeded", run.why()
         assert [phase for phase, _ in run.attempts("prepare")] == ["Error", "Succeeded"]
@@ -199,7 +200,7 @@ def test_argo_ends_where_preflight_says_so(text, cluster, controller, tmp_path):
 )
 def test_what_kfp_refuses_is_refused(transfer, wrong, sentence):
     with pytest.raises(ValueError, match=sentence):
-        compiler.workflow(transfer, {"genotype": "file"} | wrong, "pipeline-runner")
+        compiler.workflow(transfer, {"variants": VARIANTS} | wrong, "pipeline-runner")
 
 
 def written(minio, place):

@@ -80,3 +80,9 @@ def test_sum_is_the_sum_and_torchjd_is_there_by_name():
 def test_an_unknown_combination_is_refused_with_those_that_exist():
     with pytest.raises(InvalidInput, match=r"'mgda' is unknown.*UPGrad"):
         combination("mgda")
+
+
+@given(vector, vector)
+def test_one_objective_alone_ignores_the_other(natural, adversarial):
+    assert torch.equal(combination("natural")(natural, adversarial), natural)
+    assert torch.equal(combination("adversarial")(natural, adversarial), adversarial)

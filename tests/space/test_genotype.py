@@ -5,6 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from arnas import objects
 from arnas.errors import InvalidInput
 from arnas.space import genotype
 from arnas.space.genotype import Genotype
@@ -93,3 +94,13 @@ def test_what_is_not_json_is_refused(tmp_path):
     file.write_bytes(b"\xff\x00{")
     with pytest.raises(InvalidInput, match="not JSON"):
         genotype.load(str(file))
+
+
+def test_a_genotype_is_read_from_a_bucket_by_its_place_and_as_kfp_shows_it(bucket, tmp_path):
+    found, document = genotype.load("arnas-cifar10")
+    (tmp_path / "genotype").write_text(json.dumps(document))
+    objects.Bucket(bucket).put("genotype", tmp_path / "genotype")
+    for place in (f"{bucket}/genotype", f"{bucket}/genotype".replace("s3://", "minio://")):
+        assert genotype.load(place) == (found, document)
+    with pytest.raises(InvalidInput, match="nowhere holds nothing"):
+        genotype.load(f"{bucket}/nowhere")

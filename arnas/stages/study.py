@@ -1,0 +1,339 @@
+"""Stage study: what several networks that differ in a few settings, the variants, have shown; as JSON, CSV and a page.
+
+Every figure comes out of the artifacts: what was trained and attacked is told, not what was asked for.
+"""
+
+import csv
+import io
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import combinations
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from safetensors.torch import load_file
+
+from arnas import artifacts, runtime
+from arnas.config import Settings
+from arnas.errors import InvalidInput
+from arnas.evaluation import statistics
+from arnas.evaluation.ladder import LADDER
+from arnas.space.genotype import Genotype
+from arnas.space.layout import KINDS
+from arnas.space.operations import OPERATIONS
+
+SCHEMA = "arnas.study/1"
+EVERY_PAIR = 12  # up to so many variants all pairs are compared; of more, each with the first one
+Pathlike = str | Path
+Body = dict[str, Any]
+
+
+def run(
+    variants: Sequence[Mapping[str, Any]],
+    models: Sequence[Pathlike],
+    evaluations: Sequence[Pathlike],
+    output: Pathlike,
+    *,
+    name: str,
+    settings: Settings,
+    blackbox: Pathlike | None = None,
+    page: Pathlike | None = None,
+    table: Pathlike | None = None,
+) -> dict[str, Any]:
+    """Collect the variants of a study, and compare them.
+
+    Two variants are compared in pairs (McNemar's exact test on the outcomes of the single images, Holm's adjustment
+    over all pairs) under no attack and under the strongest that both met, where both were attacked on the same images
+    with the same settings. Of more than 12 variants each is compared with the first one alone, and runs that differ in
+    their seed alone are not compared in pairs: their mean and spread are told, and never the best of them.
+
+    Args:
+        variants: For each its `name`, that of its model, and the settings that it changes; none for as many variants
+            as there are models.
+        models: Their models, in any order.
+        evaluations: White-box evaluations of these, in any order.
+        output: File to write, JSON.
+        name: Name of the study: placement, comparison, transfer, seeds, ablation, or another.
+        settings: Those that the variants have in common.
+        blackbox: Black-box evaluation of the models.
+        page: HTML file to write.
+        table: CSV file to write, a row for each variant.
+
+    Returns:
+        digest, number of variants, and of each attack the mean and spread where the variants differ in their seed
+        alone; else, of up to 12 variants, the accuracies clean and under the strongest attack.
+
+    Raises:
+        InvalidInput: An artifact is missing, damaged, or belongs to none of the variants.
+    """
+    artifacts.require_writable(output, page, table)
+    bodies = _models(models)
+    attacked = _evaluations(evaluations, bodies)
+    variants = variants or [{"name": model} for model in bodies]
+    _require_all(variants, bodies, attacked)
+    names = [str(variant["name"]) for variant in variants]
+    changes = [{key: value for key, value in variant.items() if key != "name"} for variant in variants]
+    rows = [_row(one, change, bodies[one], attacked[one]) for one, change in zip(names, changes, strict=True)]
+    repeated = _only_seeds(changes)
+    study: Body = {
+        "schema": SCHEMA,
+        "study": name,
+        "variants": rows,
+        "accuracy": _accuracy(rows) if repeated else None,
+        "pairs": [] if repeated else _pairs(rows, attacked, evaluations),
+        **_choices([bodies[one] for one in names]),
+        "blackbox": _matrix(blackbox, bodies),
+        "settings": settings.model_dump(mode="json", exclude={"models", "transfer"}),
+        "versions": runtime.versions(),
+        "warnings": [*_recipes(changes, bodies, attacked)],
+    }
+    study["digest"] = artifacts.digest(_lasting(study))
+    artifacts.write_text(output, json.dumps(study, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+    if table is not None:
+        artifacts.write_text(table, _csv(rows))
+    if page is not None:
+        from arnas.reporting import study as reporting
+
+        artifacts.write_text(page, reporting.page(study))
+    return {"digest": study["digest"], "variants": len(rows)} | _figures(study)
+
+
+# ---------------------------------------------------------------------------------------------- what artifacts say
+
+
+def _models(paths: Sequence[Pathlike]) -> dict[str, Body]:
+    bodies: dict[str, Body] = {}
+    for path in paths:
+        body = artifacts.read(path, "model")
+        if (name := body["content"]["name"]) in bodies:
+            raise InvalidInput(f"Two models are called {name!r}, the second is {path}; give each variant once.")
+        bodies[name] = body
+    return bodies
+
+
+def _evaluations(paths: Sequence[Pathlike], models: Mapping[str, Body]) -> dict[str, Body]:
+    """The evaluation of each model, by its name; `place` is where it lies."""
+    names = {body["digest"]: name for name, body in models.items()}
+    found: dict[str, Body] = {}
+    for path in paths:
+        body = artifacts.read(path, "evaluation")
+        name = names.get(body["content"]["model_digest"])
+        if name is None or name in found:
+            which = "a second one of" if name else "of a model that is not here,"
+            raise InvalidInput(
+                f"Evaluation {path} is {which} {body['content']['model']!r}; give one for each of the models."
+            )
+        found[name] = body | {"place": path}
+    return found
+
+
+def _require_all(variants: Sequence[Mapping[str, Any]], *found: Mapping[str, Body]) -> None:
+    names = [variant.get("name") for variant in variants]
+    for bodies, what in zip(found, ("model", "evaluation"), strict=True):
+        if not names or sorted(map(str, names)) != sorted(bodies):
+            raise InvalidInput(
+                f"The study has the variants {', '.join(map(str, names)) or 'none'}, but the {what}s are of "
+                f"{', '.join(bodies) or 'none'}; give one {what} for each variant, under its name."
+            )
+
+
+def _row(name: str, changes: Mapping[str, Any], model: Body, evaluation: Body) -> Body:
+    content, network, attacked = model["content"], model["content"].get("network", {}), evaluation["content"]
+    cells = network.get("cells")
+    row = {
+        "name": name,
+        "changes": dict(changes),
+        "dataset": content["data"]["dataset"],
+        "architecture": network.get("architecture"),
+        "layout": network.get("layout"),
+        "cells": cells,
+        "parameters": content["parameters"],
+        "macs": content["macs"],
+        "selection": content.get("selection", {}),
+        "seconds": model.get("origin", {}).get("seconds"),
+        "scores": attacked["scores"],
+        "warnings": list(attacked["warnings"]),
+        "genotype": {"digest": artifacts.digest(cells), "skips": _genotype(model).skip_connections()}
+        if cells
+        else None,
+        "model_digest": model["digest"],
+        "evaluation_digest": evaluation["digest"],
+    }
+    return row | {key: attacked[key] for key in ("corrupted", "curve", "checks") if key in attacked}
+
+
+def _genotype(model: Body) -> Genotype:
+    return Genotype.from_json(model["content"]["network"]["cells"], f"model {model['content']['name']}")
+
+
+def _matrix(path: Pathlike | None, models: Mapping[str, Body]) -> dict[str, Any] | None:
+    """Scores by source and target; the source "square" is the attack of that name, which has no source network."""
+    if path is None:
+        return None
+    content = artifacts.read(path, "blackbox")["content"]
+    if content["model_digests"] != {name: body["digest"] for name, body in models.items()}:
+        raise InvalidInput(f"Black-box evaluation {path} is of other models; give the one of the study's models.")
+    return content["blackbox"] | ({"square": content["square"]} if content["square"] else {})
+
+
+# ------------------------------------------------------------------------------------------------------ comparison
+
+
+def _only_seeds(changes: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether the variants are one thing, repeated: they change seeds, and nothing else."""
+    return len(changes) > 1 and all(
+        change and all(key.rpartition(".")[2] == "seed" for key in change) for change in changes
+    )
+
+
+def _common(rows: Sequence[Body]) -> list[str]:
+    """Attacks that all variants met, in the order of the first one's."""
+    return [attack for attack in rows[0]["scores"] if all(attack in row["scores"] for row in rows)]
+
+
+def strongest(rows: Sequence[Body]) -> str | None:
+    """The strongest of the attacks that all variants met, None where they met none."""
+    found = [attack for attack in LADDER[1:] if attack in _common(rows)]
+    return found[-1] if found else None
+
+
+def _accuracy(rows: Sequence[Body]) -> dict[str, statistics.Spread]:
+    return {attack: statistics.spread([row["scores"][attack]["accuracy"] for row in rows]) for attack in _common(rows)}
+
+
+def _pairs(rows: Sequence[Body], attacked: Mapping[str, Body], places: Sequence[Pathlike]) -> list[Body]:
+    """Comparisons on the same images under the same attacks, with p values adjusted for all of them together."""
+    outcomes = {name: load_file(Path(body["place"]) / "outcomes.safetensors") for name, body in attacked.items()}
+    chosen = combinations(rows, 2) if len(rows) <= EVERY_PAIR else ((rows[0], other) for other in rows[1:])
+    pairs: list[Body] = [
+        {"first": one["name"], "second": other["name"], "attack": attack}
+        | statistics.mcnemar(outcomes[one["name"]][attack], outcomes[other["name"]][attack])
+        for one, other in chosen
+        if _alike(attacked[one["name"]], attacked[other["name"]])
+        for attack in ("clean", strongest([one, other]))
+        if attack
+    ]
+    for pair, adjusted in zip(pairs, statistics.holm([pair["p"] for pair in pairs]), strict=True):
+        pair["p_holm"] = adjusted
+    return pairs
+
+
+def _alike(one: Body, other: Body) -> bool:
+    """Whether two evaluations are of the same images, attacked in the same way."""
+    return one["content"]["images"] == other["content"]["images"] and _attacks(one) == _attacks(other)
+
+
+def _attacks(evaluation: Body) -> dict[str, Any]:
+    """Settings of an evaluation on which its outcomes depend, but for chance."""
+    kept = evaluation["content"]["settings"].items()
+    return {key: value for key, value in kept if key not in ("seed", "batch_size", "block_size", "examples")}
+
+
+def _recipes(
+    changes: Sequence[Mapping[str, Any]], models: Mapping[str, Body], attacked: Mapping[str, Body]
+) -> Iterator[str]:
+    """What keeps the variants from being compared, in sentences."""
+    told = {key.rpartition(".")[2] for change in changes for key in _flat(change)}
+    for bodies, sentence in (
+        (models, "The networks were not trained under one recipe: {} differ besides what the study varies."),
+        (attacked, "The networks were not attacked alike: {} differ; such variants are not compared in pairs."),
+    ):
+        settings = [body["content"]["settings"] for body in bodies.values()]
+        keys = dict.fromkeys(key for each in settings for key in each)
+        others = [key for key in keys if any(each.get(key) != settings[0].get(key) for each in settings)]
+        if bodies is models:
+            others = [key for key in others if key not in told]
+        else:
+            others = [key for key in others if any(_attacks(body).get(key) is not None for body in bodies.values())]
+        if others:
+            yield sentence.format(", ".join(others))
+    if len({body["content"]["images"] for body in attacked.values()}) > 1:
+        yield "The variants were tested on different images; those on other images are not compared in pairs."
+
+
+def _flat(changes: Mapping[str, Any]) -> Iterator[str]:
+    for key, value in changes.items():
+        yield key
+        if isinstance(value, Mapping):
+            yield from _flat(value)
+
+
+# ------------------------------------------------------------------------------------------- what searches have chosen
+
+
+def _choices(models: Sequence[Body]) -> Body:
+    """Operations that searches chose, by cell kind; None where fewer than two of the networks were searched."""
+    searched = [_genotype(body) for body in models if body["content"]["settings"].get("architecture") == "searched"]
+    if len(searched) < 2:
+        return {"operations": None, "kinds_differ": None, "agreement": None}
+    chosen = [
+        {kind: [operation for node in nodes for operation, _ in node] for kind, nodes in genotype.cells.items()}
+        for genotype in searched
+    ]
+    edges = {kind: len(names) for kind, names in chosen[0].items()}
+    return {
+        "operations": {
+            kind: {
+                name: statistics.share([cells[kind].count(name) for cells in chosen], edges[kind])
+                for name in OPERATIONS
+            }
+            for kind in KINDS.values()
+        },
+        "kinds_differ": statistics.kinds_differ(chosen),
+        "agreement": {
+            kind: fmean(_shared(one, other, kind) for one, other in combinations(searched, 2))
+            for kind in KINDS.values()
+        },
+    }
+
+
+def _shared(one: Genotype, other: Genotype, kind: str) -> float:
+    """Share of a cell's edges, operation and input, that stand in another's cell too, at the same node."""
+    nodes = list(zip(one.cells[kind], other.cells[kind], strict=True))
+    return sum(edge in theirs for own, theirs in nodes for edge in own) / sum(len(own) for own, _ in nodes)
+
+
+# ------------------------------------------------------------------------------------------------------ what is written
+
+
+def _lasting(study: Body) -> Body:
+    """What does not differ between two runs of the same study."""
+    rows = [{key: value for key, value in row.items() if key != "seconds"} for row in study["variants"]]
+    return {key: value for key, value in study.items() if key != "versions"} | {"variants": rows}
+
+
+def _csv(rows: Sequence[Body]) -> str:
+    """A row for each variant: what it is, and of each attack accuracy, interval and counts."""
+    own = ("name", "dataset", "architecture", "layout", "parameters", "macs", "seconds")
+    changed = dict.fromkeys(key for row in rows for key in row["changes"])
+    attacks = dict.fromkeys(attack for row in rows for attack in row["scores"])
+    lines = []
+    for row in rows:
+        line = {key: row[key] for key in own} | {key: row["changes"].get(key) for key in changed}
+        for attack in attacks:
+            score = row["scores"].get(attack, {})
+            low, high = score.get("interval", (None, None))
+            line |= {attack: score.get("accuracy"), f"{attack}_low": low, f"{attack}_high": high}
+            line |= {f"{attack}_{key}": score.get(key) for key in ("correct", "total")}
+        lines.append(line)
+    file = io.StringIO()
+    writer = csv.DictWriter(file, list(lines[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(lines)
+    return file.getvalue()
+
+
+def _figures(study: Body) -> dict[str, float]:
+    """The main figures under flat names."""
+    if study["accuracy"]:
+        means = {f"{attack}_mean": spread["mean"] for attack, spread in study["accuracy"].items()}
+        return means | {f"{attack}_spread": spread["spread"] for attack, spread in study["accuracy"].items()}
+    rows = study["variants"]
+    attacks = [attack for attack in ("clean", strongest(rows)) if attack]
+    return {
+        f"{row['name']} {attack}": row["scores"][attack]["accuracy"]
+        for row in rows
+        if len(rows) <= EVERY_PAIR
+        for attack in attacks
+    }
