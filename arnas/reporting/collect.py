@@ -38,7 +38,7 @@ def collect(run: Run) -> dict[str, Any]:
         moved = _model(model, evaluation, {}) | {"checks": evaluation["content"].get("checks", [])}
         scores["transfer"] = {dataset: {name: moved}}
     return scores | {
-        "settings": run.settings.model_dump(exclude={"prepare": {"path"}, "transfer": {"path"}}),
+        "settings": run.settings.model_dump(exclude={name: {"path", "download"} for name in ("prepare", "transfer")}),
         "versions": _versions(run),
         "data": {key: content[key] for key in ("dataset", "classes", "shape", "counts")},
         "digests": _digests(run),

@@ -84,7 +84,9 @@ def run(
         "pairs": [] if repeated else _pairs(rows, attacked, evaluations),
         **_choices([bodies[one] for one in names]),
         "blackbox": _matrix(blackbox, bodies),
-        "settings": settings.model_dump(mode="json", exclude={"models", "transfer"}),
+        "settings": settings.model_dump(
+            mode="json", exclude={"models": True, "transfer": True, "prepare": {"path", "download"}}
+        ),
         "versions": runtime.versions(),
         "warnings": [*_recipes(changes, bodies, attacked)],
     }
