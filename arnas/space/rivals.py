@@ -70,7 +70,7 @@ def _pre_activation(
 
 
 class _PreActivationBlock(nn.Module):
-    """Two 3x3 convolutions, each after batch norm and ReLU; where the shape changes, the shortcut begins after these."""
+    """Two 3x3 convolutions, each after batch norm and ReLU; a shortcut that changes the shape begins there too."""
 
     def __init__(self, channels_in: int, channels: int, stride: int):
         super().__init__()
@@ -79,7 +79,7 @@ class _PreActivationBlock(nn.Module):
         self.norm2 = nn.BatchNorm2d(channels)
         self.conv2 = nn.Conv2d(channels, channels, 3, 1, 1, bias=False)
         same = channels_in == channels and stride == 1
-        self.shortcut = None if same else nn.Conv2d(channels_in, channels, 1, stride, bias=False)
+        self.shortcut = None if same else Convolution(channels_in, channels, 1, stride, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
         active = functional.relu(self.norm1(x))
@@ -168,7 +168,7 @@ def _stem(channels_in: int, channels: int, stride: int) -> nn.Conv2d:
 
 
 def _projection(channels_in: int, channels: int, stride: int) -> nn.Sequential:
-    return nn.Sequential(nn.Conv2d(channels_in, channels, 1, stride, bias=False), nn.BatchNorm2d(channels))
+    return nn.Sequential(Convolution(channels_in, channels, 1, stride, bias=False), nn.BatchNorm2d(channels))
 
 
 #: name -> (channels, classes, channels_in, stem_stride) -> network; a wide one is named after depth and widening

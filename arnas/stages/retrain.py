@@ -153,11 +153,10 @@ def unused(settings: Retrain) -> str | None:
         return None
     plain = Retrain()
     names = [name for name in ("layers", "layout", "auxiliary_weight", "drop_path") if getattr(settings, name)]
-    changed = [name for name in names if getattr(settings, name) != getattr(plain, name)]
+    changed = ", ".join(name for name in names if getattr(settings, name) != getattr(plain, name))
     if not changed:
         return None
-    verb = "is" if len(changed) == 1 else "are"
-    return f"{settings.architecture} has no cells and no auxiliary head: {', '.join(changed)} {verb} for genotypes only."
+    return f"{settings.architecture} has no cells and no auxiliary head; only genotypes heed {changed}."
 
 
 def _check(data: image_set.ImageSet, settings: Retrain) -> None:

@@ -16,8 +16,8 @@ from arnas.checkpoints import Keeper
 from arnas.config import Retrain
 from arnas.data import image_set
 from arnas.data.image_set import ImageSet, augment
-from arnas.space.folding import attackable
 from arnas.space.classifier import Classifier
+from arnas.space.folding import attackable
 from arnas.training import distributed
 from arnas.training.losses import Objective
 
