@@ -465,6 +465,7 @@ def info(
     channels: Positive = None,
     layers: Positive = None,
     layout: str | None = None,
+    stem_stride: Positive = None,
     classes: Positive = 10,
     image_size: Positive = 32,
     json: Annotated[bool, Parameter(negative="")] = False,
@@ -476,15 +477,18 @@ def info(
     Parameters
     ----------
     genotype
-        Genotype file, name of a published genotype such as arnas-cifar10, or resnet18.
+        Genotype file, or the name of a published genotype (arnas-cifar10, darts-v2, pdarts, advrush, racl) or of a
+        hand-made network (resnet18, preactresnet18, wrn-28-10, wrn-34-10, densenet121, mobilenetv2).
     supernet
         The supernet of the search instead.
     channels
-        Initial number of filters, C (default: 64; 24 for the supernet).
+        Initial number of filters, C (default: as the architecture was published; 24 for the supernet).
     layers
-        Number of cells, L (default: 20; 8 for the supernet).
+        Number of cells, L, of a genotype (default: 20; 8 for the supernet).
     layout
-        Cell kinds and widths, such as "A1 A1 D2 A2 A2 D2 R2 R2" (default: the paper's for L cells).
+        Cell kinds and widths of a genotype, such as "A1 A1 D2 A2 A2 D2 R2 R2" (default: its authors' for L cells).
+    stem_stride
+        Stride of the first convolution (default: 2 for images of 64 pixels a side or more, else 1).
     classes
         Number of classes.
     image_size
@@ -497,16 +501,18 @@ def info(
     described = size.info(
         genotype,
         supernet=supernet,
-        channels=channels or (24 if supernet else 64),
-        layers=layers or (8 if supernet else 20),
+        channels=channels,
+        layers=layers,
         layout=layout,
+        stem_stride=stem_stride,
         classes=classes or 10,
         image_size=image_size or 32,
     )
     if json:
         return described
+    stride = f", stem of stride {described['stem_stride']}" if described["stem_stride"] > 1 else ""
     lines = {
-        "network": f"{described['network']}, C={described['channels']}, {described['classes']} classes",
+        "network": f"{described['network']}, C={described['channels']}, {described['classes']} classes{stride}",
         "layout": described.get("layout", "-"),
         "parameters": f"{described['parameters']:,} ({described['parameters'] / 1e6:.3f} M)",
         "multiply-accumulates": f"{described['macs']:,} ({described['macs'] / 1e9:.3f} G) "

@@ -40,7 +40,26 @@ else:  # a string is accepted so that files and command lines can say 8/255
     Length = Annotated[float | str, AfterValidator(_number)]  # in a norm that adds up pixels
 
 
+#: Initial number of filters, C, of the paper's networks
+CHANNELS = 64
+
+#: The hand-made networks of `arnas.space.rivals` by name, with their published widths in the sense of `channels`
+RIVALS = {
+    "resnet18": 64,
+    "preactresnet18": 64,
+    "wrn-28-10": 16,
+    "wrn-34-10": 16,
+    "densenet121": 32,
+    "mobilenetv2": 32,
+}
+
 LAYOUT = r"^[ADR][1-9]\d?( [ADR][1-9]\d?)*$"  # arnas.space.layout explains it
+
+
+def genotypes() -> list[str]:
+    """Names of the published genotypes that come with the package."""
+    files = resources.files("arnas.space").joinpath("genotypes").iterdir()
+    return sorted(file.name.removesuffix(".json") for file in files if file.name.endswith(".json"))
 
 
 class Stage(BaseModel):
@@ -121,6 +140,12 @@ class Search(Adversary, Augmentation, Stage):
         pattern=LAYOUT,
         description='Cell kinds and widths in multiples of C, such as "A1 D2 A2 D2 R2" (default: as the paper).',
     )
+    stem_stride: int | None = Field(
+        None,
+        ge=1,
+        le=3,
+        description="Stride of the first convolution (default: 2 for images of 64 pixels a side or more, else 1).",
+    )
     epochs: int = Field(50, ge=1, description="Passes over each half of the training set.")
     batch_size: int = Field(32, ge=2, description="Images a step, from each half of the training set.")
     adversarial_weight: float = Field(0.1, ge=0, description="Weight lambda of the adversarial objective.")
@@ -149,15 +174,27 @@ class Retrain(Adversary, Augmentation, Stage):
 
     architecture: str = Field(
         "searched",
-        description="searched (the genotype handed over), a published genotype such as arnas-cifar10, resnet18, or a "
-        "genotype file, here or s3://...",
+        description="searched (the genotype handed over), a genotype file, here or s3://..., or by name: a published "
+        f"genotype ({', '.join(genotypes())}) or a hand-made network ({', '.join(RIVALS)}).",
     )
-    channels: int = Field(64, ge=1, description="Initial number of filters, C.")
-    layers: int = Field(20, ge=3, le=100, description="Number of cells, L, where no layout is given.")
+    channels: int | None = Field(
+        None,
+        ge=1,
+        description="Initial number of filters, C; of wrn-28-10 and wrn-34-10 before they are widened by 10, of "
+        f"densenet121 the growth rate (default: as the architecture was published; {CHANNELS} for a searched one).",
+    )
+    layers: int = Field(20, ge=3, le=100, description="Number of cells, L, of a genotype where no layout is given.")
     layout: str | None = Field(
         None,
         pattern=LAYOUT,
-        description="Cell kinds and widths in multiples of C (default: the paper's placement of L cells).",
+        description="Cell kinds of a genotype, and widths in multiples of C (default: its authors' placement of L "
+        "cells).",
+    )
+    stem_stride: int | None = Field(
+        None,
+        ge=1,
+        le=3,
+        description="Stride of the first convolution (default: 2 for images of 64 pixels a side or more, else 1).",
     )
     epochs: int = Field(200, ge=1, description="Passes over the training set.")
     batch_size: int = Field(32, ge=2, description="Images a step.")
@@ -167,7 +204,10 @@ class Retrain(Adversary, Augmentation, Stage):
     beta: float = Field(6.0, ge=0, description="Weight of the robustness term of trades and mart.")
     schedule: Literal["piecewise", "cyclic"] = Field(
         "piecewise",
-        description="piecewise: x0.1 at half, x0.01 at three quarters; cyclic: rises to two fifths, falls to zero.",
+        description="piecewise: x0.1 at each milestone; cyclic: rises to two fifths, falls to zero.",
+    )
+    milestones: tuple[Annotated[float, Field(gt=0)], ...] = Field(
+        (0.5, 0.75), description="Of the piecewise schedule: epochs, or below 1 shares of all epochs, in order."
     )
     learning_rate: float = Field(0.1, gt=0, description="The schedule's largest.")
     momentum: float = Field(0.9, ge=0, lt=1, description="Of the weights' SGD.")
@@ -176,9 +216,11 @@ class Retrain(Adversary, Augmentation, Stage):
     step_size: Intensity = Field(0.01, description="Step of one PGD iteration, in [0, 1].")
     cutout: int = Field(16, ge=0, description="Side of the square that is blanked, in pixels; 0 for none.")
     auxiliary_weight: float = Field(
-        0.4, ge=0, description="Weight of the auxiliary head at the last reduction; 0 leaves it out."
+        0.4, ge=0, description="Weight of a genotype's auxiliary head at the last reduction; 0 leaves it out."
     )
-    drop_path: float = Field(0.0, ge=0, lt=1, description="Largest probability of dropping a path; rises linearly.")
+    drop_path: float = Field(
+        0.0, ge=0, lt=1, description="Largest probability of dropping a genotype's path; rises linearly."
+    )
     weight_averaging: float = Field(
         0.0, ge=0, lt=1, description="Decay of the averaged weights that are kept in place of the raw ones; 0 for none."
     )
@@ -193,12 +235,19 @@ class Retrain(Adversary, Augmentation, Stage):
     @field_validator("architecture")
     @classmethod
     def _architecture_exists(cls, name: str) -> str:
-        known = ["searched", "resnet18", *genotypes()]
+        known = ["searched", *RIVALS, *genotypes()]
         if name.startswith(("s3://", "minio://")):
             return name  # whoever reads it finds out
         if name not in known and not Path(name).is_file():
-            raise ValueError(f"there is no such architecture; name one of {', '.join(known)}, or a genotype file")
+            raise ValueError(f"there is no architecture or genotype file of that name; near it are {near(name, known)}")
         return name
+
+    @field_validator("milestones")
+    @classmethod
+    def _milestones_rise(cls, milestones: tuple[float, ...]) -> tuple[float, ...]:
+        if list(milestones) != sorted(set(milestones)) or len({milestone < 1 for milestone in milestones}) > 1:
+            raise ValueError("must rise, and be epochs such as 30 60 or shares such as 0.5 0.75, not both")
+        return milestones
 
 
 class Whitebox(Stage):
@@ -309,12 +358,6 @@ class Settings(BaseModel):
         return self
 
 
-def genotypes() -> list[str]:
-    """Names of the published genotypes that come with the package."""
-    files = resources.files("arnas.space").joinpath("genotypes").iterdir()
-    return sorted(file.name.removesuffix(".json") for file in files if file.name.endswith(".json"))
-
-
 def presets() -> list[str]:
     """Names of the presets that come with the package."""
     return sorted(
@@ -367,6 +410,11 @@ def assignments(texts: Iterable[str]) -> dict[str, Any]:
     return overrides
 
 
+def near(name: str, known: Iterable[str]) -> str:
+    """Those of the known names that a mistaken one may mean, or all of them, as a list in a sentence."""
+    return ", ".join(difflib.get_close_matches(name, list(known), n=3, cutoff=0.5) or known)
+
+
 def validate(model: type[Model], values: Any, place: str) -> Model:
     """Build a settings model; a mistake becomes a sentence with the value, the place and what would be right."""
     try:
@@ -416,8 +464,7 @@ def _explain(model: type[BaseModel], error: Any, place: str) -> str:
     where = ".".join(str(part) for part in error["loc"])
     if error["type"] == "extra_forbidden":
         known = _fields(model, error["loc"][:-1])
-        near = difflib.get_close_matches(str(error["loc"][-1]), known, n=3, cutoff=0.5) or known
-        return f"{place} has no setting {where}; near it are {', '.join(near)}"
+        return f"{place} has no setting {where}; near it are {near(str(error['loc'][-1]), known)}"
     message = error["msg"].removeprefix("Value error, ").rstrip(".")
     return f"{place}: {where} = {error['input']!r}: {message}" if where else f"{place}: {message}"
 

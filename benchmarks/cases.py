@@ -16,9 +16,10 @@ from arnas.attacks import PGD
 from arnas.config import Adversary, Retrain, Search
 from arnas.search.loop import SearchStep
 from arnas.space import genotype
+from arnas.space.classifier import Classifier
 from arnas.space.folding import attackable
 from arnas.space.layout import Layout
-from arnas.space.network import Classifier, build
+from arnas.space.network import build
 from arnas.space.supernet import Supernet
 from arnas.training.losses import Objective
 from benchmarks import published

@@ -18,7 +18,8 @@ def test_the_defaults_are_the_papers():
     assert (search.learning_rate, search.final_learning_rate, search.adversarial_weight) == (0.025, 0.001, 0.1)
     assert (search.epsilon, search.step_size, search.attack_steps) == (8 / 255, 2 / 255, 7)
     assert (search.hypergradient, search.combination) == ("finite_difference", "min_norm")
-    assert (retrain.channels, retrain.layers, retrain.epochs, retrain.step_size) == (64, 20, 200, 0.01)
+    assert (retrain.channels or config.CHANNELS, retrain.layers, retrain.epochs) == (64, 20, 200)
+    assert (retrain.step_size, retrain.milestones) == (0.01, (0.5, 0.75))
     assert (retrain.cutout, retrain.auxiliary_weight, retrain.weight_decay) == (16, 0.4, 1e-4)
 
 
@@ -81,8 +82,13 @@ def test_a_ball_that_adds_up_pixels_may_be_larger_than_one_of_them():
         ({"search.layout": "A1 X2"}, "search.layout = 'A1 X2'"),
         (
             {"models.resnet18.architecture": "resnet"},
-            "no such architecture; name one of searched, resnet18, arnas-cifar10",
+            "models.resnet18: architecture = 'resnet': there is no architecture or genotype file of that name; "
+            "near it are resnet18",
         ),
+        ({"retrain.milestones": [0.75, 0.5]}, "must rise, and be epochs such as 30 60 or shares such as 0.5 0.75"),
+        ({"retrain.milestones": [0.5, 60]}, "not both"),
+        ({"retrain.milestones": [0]}, "greater than 0"),
+        ({"retrain.stem_stride": 4}, "retrain.stem_stride = 4: .*less than or equal to 3"),
     ],
 )
 def test_a_mistake_is_one_sentence_with_value_and_place(overrides, sentence):

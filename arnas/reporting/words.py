@@ -3,8 +3,10 @@
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from arnas import config
 from arnas.config import Retrain
 from arnas.reporting.scores import ATTACKS, COLUMNS, Run, strongest
+from arnas.space import genotype
 
 SIGNIFICANT = 0.05  # p values below it count as more than chance, after Holm's correction
 
@@ -211,15 +213,21 @@ def _recipe(run: Run) -> list[str]:
     for name, body in run.trained().items():
         settings, layout = body["content"]["settings"], body["content"]["network"].get("layout")
         sizes = [("epochs", settings["epochs"], reference.epochs)]
-        if settings["channels"]:
-            sizes.append(("initial filters", settings["channels"], reference.channels))
+        sizes.append(("initial filters", settings["channels"], _published_channels(settings)))
         if layout:  # other architectures have no cells
             sizes.append(("cells", len(layout.split()), reference.layers))
-        words = [f"{size} {what} instead of {published}" for what, size, published in sizes if size < published]
+        words = [f"{size} {what} instead of {most}" for what, size, most in sizes if size and size < most]
         if words:
             smaller.setdefault(", ".join(words), []).append(name)
     lines = [f"{words} ({', '.join(names)})" for words, names in smaller.items()]
     return [f"The training is scaled down from the published recipe: {'; '.join(lines)}."] if lines else []
+
+
+def _published_channels(settings: Mapping[str, Any]) -> int:
+    architecture = settings.get("architecture", "searched")
+    if architecture in config.genotypes():
+        return genotype.channels(genotype.load(architecture)[1])
+    return config.RIVALS.get(architecture, config.CHANNELS)
 
 
 def _precision(run: Run) -> list[str]:

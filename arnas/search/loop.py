@@ -19,7 +19,7 @@ from arnas.kernels import twins
 from arnas.search.combination import combination, min_norm_weight
 from arnas.search.hypergradient import VirtualStep, hypergradients
 from arnas.space import genotype
-from arnas.space.layout import Layout
+from arnas.space.layout import Layout, choose_stem_stride
 from arnas.space.supernet import Supernet
 
 COLUMNS = (
@@ -182,7 +182,8 @@ def search(images: ImageSet, settings: Search, keeper: Keeper) -> tuple[Supernet
     """
     device = images.device
     runtime.seed(settings.seed, "search", "supernet")
-    supernet = Supernet(layout(settings), settings.channels, len(images.classes), images.shape[0])
+    stem_stride = choose_stem_stride(settings.stem_stride, images.shape)
+    supernet = Supernet(layout(settings), settings.channels, len(images.classes), images.shape[0], stem_stride)
     supernet = runtime.place(supernet, device)
     step, history, epoch, done = SearchStep(supernet, settings), History(), 0, 0
     if state := keeper.restore(device):

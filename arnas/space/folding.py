@@ -1,6 +1,7 @@
 """Networks as attacks see them: in evaluation mode a batch norm is a scale and a shift, and a convolution takes it on.
 
-The function is the same but for rounding; an attack, which passes through it many times, is spared every batch norm.
+The function is the same but for rounding; an attack, which passes through it many times, is spared the batch norms that
+follow convolutions. Those before them, in networks of pre-activation, stay: a ReLU stands between.
 """
 
 import copy
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 
 from arnas import runtime
 from arnas.graphs import Graphed
-from arnas.space.network import Classifier
+from arnas.space.classifier import Classifier
 from arnas.space.operations import FactorizedReduce
 
 
@@ -40,7 +41,7 @@ def attackable(network: nn.Module) -> Callable[[], nn.Module]:
 
 
 class Folded:
-    """A copy of a network in evaluation mode, frozen, each batch norm folded into the convolution before it.
+    """A copy of a network in evaluation mode, frozen, each batch norm folded into the convolution right before it.
 
     It has no auxiliary head, and shares no tensor with the network, whose device, type and memory format it has.
     """
@@ -56,8 +57,12 @@ class Folded:
                 self._norms.append(network.get_submodule(path).get_submodule(name))
                 self._folded.append(convolutions)
                 setattr(block, name, nn.Identity())
-        self._parameters: list[Tensor] = list(self._copy.parameters())
+        self._tensors: list[Tensor] = list(self._copy.parameters())
         self._sources: list[Tensor] = [network.get_parameter(name) for name, _ in self._copy.named_parameters()]
+        # running means and variances of the batch norms that stay
+        statistics = [name for name, buffer in self._copy.named_buffers() if buffer.is_floating_point()]
+        self._tensors += [self._copy.get_buffer(name) for name in statistics]
+        self._sources += [network.get_buffer(name) for name in statistics]
         for norm, convolutions in zip(self._norms, self._folded, strict=True):
             for convolution in convolutions:
                 convolution.bias = nn.Parameter(norm.bias.new_empty(convolution.out_channels))
@@ -73,7 +78,7 @@ class Folded:
         shifts = torch._foreach_sub([norm.bias for norm in self._norms], centres)
 
         folded = [convolution for convolutions in self._folded for convolution in convolutions]
-        torch._foreach_copy_(self._parameters, self._sources)
+        torch._foreach_copy_(self._tensors, self._sources)
         torch._foreach_mul_(
             [convolution.weight for convolution in folded], [scale[:, None, None, None] for scale in self._cut(scales)]
         )

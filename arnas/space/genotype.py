@@ -16,9 +16,9 @@ from torch import Tensor, nn
 
 from arnas import objects
 from arnas.artifacts import digest
-from arnas.config import genotypes
+from arnas.config import CHANNELS, RIVALS, genotypes, near
 from arnas.errors import InvalidInput
-from arnas.space.layout import KINDS, NODES
+from arnas.space.layout import KINDS, NODES, WIDTHS
 from arnas.space.operations import OPERATIONS
 
 SCHEMA = "arnas.genotype/1"
@@ -68,10 +68,33 @@ def derive(architecture: Mapping[str, Tensor] | nn.ParameterDict) -> Genotype:
     )
 
 
-def document(genotype: Genotype, name: str, layout: str | None, origin: Mapping[str, Any]) -> dict[str, Any]:
-    """The JSON document of a genotype file; `layout` is the one it was searched in, None where that is not known."""
-    body = {"schema": SCHEMA, "name": name, "layout": layout, "cells": genotype.to_json()}
+def document(
+    genotype: Genotype,
+    name: str,
+    layout: str | None,
+    origin: Mapping[str, Any],
+    published: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """The JSON document of a genotype file.
+
+    Args:
+        layout: The one it was searched in, None where that is not known.
+        published: How its authors build networks from it, where not as this paper's: `channels` (int, their initial
+            number of filters) and `widths` (three ints, before, between and after the reductions, in multiples of it).
+    """
+    body = {"schema": SCHEMA, "name": name, "layout": layout, "cells": genotype.to_json()} | dict(published or {})
     return body | {"digest": digest(body), "origin": dict(origin)}
+
+
+def channels(document: Mapping[str, Any]) -> int:
+    """Initial number of filters that a genotype's authors use."""
+    return int(document.get("channels", CHANNELS))
+
+
+def widths(document: Mapping[str, Any]) -> tuple[int, int, int]:
+    """Widths before, between and after the two reductions, in multiples of the initial filters."""
+    first, second, third = document.get("widths", WIDTHS)
+    return first, second, third
 
 
 def load(name: str) -> tuple[Genotype, dict[str, Any]]:
@@ -95,7 +118,8 @@ def load(name: str) -> tuple[Genotype, dict[str, Any]]:
     elif Path(name).is_file():
         text = _read_file(Path(name))
     else:
-        raise InvalidInput(f"There is no genotype {name!r}; give a file, or one of {', '.join(genotypes())}.")
+        known = near(name, [*genotypes(), *RIVALS])
+        raise InvalidInput(f"There is no genotype {name!r}, neither as a file nor by name; near it are {known}.")
     try:
         body = json.loads(text)
     except ValueError as error:
@@ -103,9 +127,21 @@ def load(name: str) -> tuple[Genotype, dict[str, Any]]:
     if not isinstance(body, dict) or body.get("schema") != SCHEMA:
         raise InvalidInput(f"{name} is no genotype file of schema {SCHEMA}; give a file that derive wrote.")
     found = Genotype.from_json(body.get("cells"), name)
-    if body.get("digest") != document(found, body.get("name", ""), body.get("layout"), {})["digest"]:
+    published = {key: body[key] for key in ("channels", "widths") if key in body}
+    if body.get("digest") != document(found, body.get("name", ""), body.get("layout"), {}, published)["digest"]:
         raise InvalidInput(f"{name} was changed after it was written: its digest is another; derive it again.")
+    _check_published(published, name)
     return found, body
+
+
+def _check_published(published: Mapping[str, Any], place: str) -> None:
+    found_channels, found_widths = published.get("channels", CHANNELS), published.get("widths", list(WIDTHS))
+    if type(found_channels) is not int or found_channels < 1:
+        raise InvalidInput(f"{place}: channels {found_channels!r} must be a number from 1.")
+    if not isinstance(found_widths, list) or [type(width) for width in found_widths] != [int] * 3:
+        raise InvalidInput(f"{place}: widths {found_widths!r} must be three numbers, such as [1, 2, 4].")
+    if not all(1 <= width <= 99 for width in found_widths):
+        raise InvalidInput(f"{place}: widths {found_widths!r} must be from 1 to 99.")
 
 
 def _read_file(path: Path) -> str:

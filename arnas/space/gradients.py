@@ -27,13 +27,14 @@ class Convolution(nn.Conv2d):
     def forward(self, x: Tensor) -> Tensor:
         if kernels.usable(x) and self.kernel_size == (1, 1):
             return pointwise.convolve(x, self.weight, self.bias, self.stride[0])
-        if self.kernel_size == (1, 1) and self.stride != (1, 1):
-            # on AVX2, in channels_last, oneDNN's weight gradient is wrong here or damages memory (oneDNN issue 6035)
-            x = x[:, :, :: self.stride[0], :: self.stride[1]]
-            return functional.conv2d(x, self.weight, self.bias, groups=self.groups)
+        stride = self.stride
+        if x.device.type == "cpu" and self.kernel_size == (1, 1) and stride != (1, 1) and self.padding == (0, 0):
+            # the pixels between go first: of strided 1x1 convolutions of few channels oneDNN's weight gradient writes
+            # past its memory (channels_last, without AVX-512; github.com/uxlfoundation/oneDNN/issues/6035)
+            x, stride = x[:, :, :: stride[0], :: stride[1]], (1, 1)
+        geometry = stride, self.padding, self.dilation, self.groups
         if not (runtime.fast() and x.device.type == "cpu" and self._turns()):
-            return super().forward(x)
-        geometry = self.stride, self.padding, self.dilation, self.groups
+            return functional.conv2d(x, self.weight, self.bias, *geometry)
         return _Turning.apply(x, self.weight, self.bias, geometry)  # type: ignore[no-any-return]
 
     def _turns(self) -> bool:

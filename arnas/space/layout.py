@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from arnas.errors import InvalidInput
 
 KINDS = {"A": "accurate", "D": "reduce", "R": "robust"}
+WIDTHS = (1, 2, 2)  # of the paper's cells before, between and after the reductions, in multiples of C
 NODES = 4  # intermediate nodes of a cell; its output is their concatenation
 EDGES = sum(2 + node for node in range(NODES))  # from the two inputs and the nodes before: 14
 
@@ -61,16 +62,18 @@ class Layout:
         return cls(tuple(cells))
 
     @classmethod
-    def paper(cls, layers: int) -> "Layout":
+    def paper(cls, layers: int, widths: tuple[int, int, int] = WIDTHS) -> "Layout":
         """The paper's placement of L >= 3 cells: reductions at a third and two thirds, accurate before, robust after.
 
-        Widths are 1, 2, 2: doubled at the first reduction only.
+        Its widths are doubled at the first reduction only; those of DARTS and its kin, (1, 2, 4), at both.
         """
         if layers < 3:
             raise InvalidInput(f"layers {layers} is too few; the paper's placement needs 3 cells or more.")
         first, second = layers // 3, 2 * layers // 3
         letters = ("D" if index in (first, second) else "A" if index < second else "R" for index in range(layers))
-        return cls(tuple((letter, 1 if index < first else 2) for index, letter in enumerate(letters)))
+        return cls(
+            tuple((letter, widths[(index >= first) + (index >= second)]) for index, letter in enumerate(letters))
+        )
 
     def __str__(self) -> str:
         return " ".join(f"{letter}{width}" for letter, width in self.cells)
@@ -88,3 +91,11 @@ class Layout:
     def last_reduction(self) -> int | None:
         """Index of the last reduce cell, where the auxiliary head sits."""
         return max((index for index, (letter, _) in enumerate(self.cells) if letter == "D"), default=None)
+
+
+def choose_stem_stride(wanted: int | None, shape: tuple[int, int, int]) -> int:
+    """Stride of the first convolution: the one wanted, or else 2 for images [C, H, W] of 64 pixels a side or more.
+
+    So the published code trains on Tiny-ImageNet; smaller images keep their resolution, as on CIFAR-10.
+    """
+    return wanted or (2 if min(shape[1:]) >= 64 else 1)

@@ -1,6 +1,6 @@
-"""Networks that are trained and evaluated: derived from a genotype, or the hand-made baseline.
+"""Networks that are trained and evaluated: derived from a genotype, or a hand-made rival.
 
-A network is described by a JSON object, built by `build`, and stored with its weights in a model artifact.
+A network is described by a JSON object (`describe`), built from it (`build`), and stored with it in a model artifact.
 """
 
 from pathlib import Path
@@ -10,22 +10,16 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from arnas import artifacts, runtime
+from arnas import artifacts, config, runtime
 from arnas.errors import InvalidInput
-from arnas.space import foreign
+from arnas.space import foreign, rivals
+from arnas.space import genotype as genotypes
+from arnas.space.classifier import Classifier
 from arnas.space.genotype import Genotype
 from arnas.space.gradients import dense_gradient
-from arnas.space.layout import NODES, Cell, Layout
+from arnas.space.layout import NODES, Cell, Layout, choose_stem_stride
 from arnas.space.operations import OPERATIONS
 from arnas.space.supernet import CellInputs
-
-
-class Classifier(nn.Module):
-    """Images [N, channels_in, H, W] in [0, 1] to logits [N, classes]."""
-
-    def with_auxiliary(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Logits of the network and, in training, of its auxiliary head if it has one."""
-        return self(images), None
 
 
 class DerivedNetwork(Classifier):
@@ -34,6 +28,7 @@ class DerivedNetwork(Classifier):
     Args:
         drop_path: Largest probability of dropping an operation's output in training; rises linearly with depth.
         auxiliary: Whether a head after the last reduction classifies too.
+        stem_stride: Stride of the first convolution.
     """
 
     def __init__(
@@ -45,10 +40,11 @@ class DerivedNetwork(Classifier):
         channels_in: int = 3,
         auxiliary: bool = False,
         drop_path: float = 0.0,
+        stem_stride: int = 1,
     ):
         super().__init__()
         self.stem = nn.Sequential(
-            nn.Conv2d(channels_in, 3 * channels, 3, padding=1, bias=False), nn.BatchNorm2d(3 * channels)
+            nn.Conv2d(channels_in, 3 * channels, 3, stem_stride, 1, bias=False), nn.BatchNorm2d(3 * channels)
         )
         plan = list(layout.plan(channels))
         self.cells = nn.ModuleList(
@@ -117,59 +113,75 @@ class _AuxiliaryHead(nn.Sequential):
         )
 
 
-class ResNet18(Classifier):
-    """ResNet-18 in its CIFAR form (He et al. 2016): 3x3 stem, no max pool; C = 64 is the published width."""
+def describe(
+    architecture: str,
+    shape: tuple[int, int, int],
+    classes: int,
+    *,
+    channels: int | None = None,
+    layers: int = 20,
+    layout: str | None = None,
+    stem_stride: int | None = None,
+    auxiliary: bool = False,
+    drop_path: float = 0.0,
+) -> dict[str, Any]:
+    """The description of a network, for `build`.
 
-    def __init__(self, channels: int, classes: int, channels_in: int = 3):
-        super().__init__()
-        from torchvision.models.resnet import BasicBlock  # takes seconds to import, and few networks need it
+    Args:
+        architecture: A rival's name (see `config.RIVALS`), a genotype's, or a genotype file.
+        shape: Channels, height and width of the images.
+        channels: Initial number of filters; None for the number that the architecture was published with.
+        layers, layout, auxiliary, drop_path: As in `config.Retrain`; of genotypes, and no part of a rival.
+        stem_stride: See `layout.choose_stem_stride`.
 
-        blocks: list[nn.Module] = []
-        width = channels
-        for stage in range(4):
-            for block in range(2):
-                target, stride = channels * 2**stage, 2 if stage and not block else 1
-                blocks.append(BasicBlock(width, target, stride, _shortcut(width, target, stride)))
-                width = target
-        self.features = nn.Sequential(
-            nn.Conv2d(channels_in, channels, 3, padding=1, bias=False), nn.BatchNorm2d(channels), nn.ReLU(), *blocks
+    Raises:
+        InvalidInput: There is no such architecture, the genotype or layout is malformed, or an auxiliary head has no
+            place.
+    """
+    sizes = {"classes": classes, "channels_in": shape[0], "stem_stride": choose_stem_stride(stem_stride, shape)}
+    if architecture in config.RIVALS:
+        return {"architecture": architecture, "channels": channels or config.RIVALS[architecture]} | sizes
+    genotype, document = genotypes.load(architecture)
+    placed = Layout.parse(layout) if layout else Layout.paper(layers, genotypes.widths(document))
+    if auxiliary and placed.last_reduction() is None:
+        raise InvalidInput(
+            f"layout {placed} has no reduce cell for an auxiliary head; add one, or set auxiliary_weight to 0."
         )
-        self.head = nn.Linear(width, classes)
-
-    def forward(self, images: Tensor) -> Tensor:
-        return self.head(self.features(images).mean((2, 3)))  # type: ignore[no-any-return]
-
-
-def _shortcut(width: int, target: int, stride: int) -> nn.Module | None:
-    if width == target and stride == 1:
-        return None
-    return nn.Sequential(nn.Conv2d(width, target, 1, stride, bias=False), nn.BatchNorm2d(target))
+    return {
+        "architecture": "genotype",
+        "cells": genotype.to_json(),
+        "layout": str(placed),
+        "channels": channels or genotypes.channels(document),
+        "auxiliary": auxiliary,
+        "drop_path": drop_path,
+    } | sizes
 
 
 def build(description: dict[str, Any]) -> Classifier:
     """Build a network from its description.
 
     Args:
-        description: `architecture` ("genotype" or "resnet18"), `channels`, `classes`, `channels_in`; for a genotype
-            also `cells`, `layout`, `auxiliary` (bool) and `drop_path`.
+        description: `architecture` ("genotype" or a rival's name), `channels`, `classes`, `channels_in`, `stem_stride`
+            (1 where it is absent); for a genotype also `cells`, `layout`, `auxiliary` (bool) and `drop_path`.
 
     Raises:
         InvalidInput: The architecture is unknown, or genotype or layout are malformed.
     """
     sizes = {key: description[key] for key in ("channels", "classes", "channels_in")}
-    match description["architecture"]:
-        case "resnet18":
-            return ResNet18(**sizes)
-        case "genotype":
-            return DerivedNetwork(
-                Genotype.from_json(description["cells"], "network"),
-                Layout.parse(description["layout"]),
-                auxiliary=description["auxiliary"],
-                drop_path=description["drop_path"],
-                **sizes,
-            )
-        case other:
-            raise InvalidInput(f"There is no architecture {other!r}; it is a genotype or resnet18.")
+    sizes["stem_stride"] = description.get("stem_stride", 1)
+    architecture = description["architecture"]
+    if architecture == "genotype":
+        return DerivedNetwork(
+            Genotype.from_json(description["cells"], "network"),
+            Layout.parse(description["layout"]),
+            auxiliary=description["auxiliary"],
+            drop_path=description["drop_path"],
+            **sizes,
+        )
+    if architecture not in rivals.NETWORKS:
+        near = config.near(architecture, ["genotype", *rivals.NETWORKS])
+        raise InvalidInput(f"There is no architecture {architecture!r}; near it are {near}.")
+    return rivals.NETWORKS[architecture](**sizes)
 
 
 def load_model(

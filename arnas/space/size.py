@@ -8,9 +8,8 @@ from torch import nn
 
 from arnas import config
 from arnas.errors import InvalidInput
-from arnas.space import genotype as genotypes
-from arnas.space.layout import Layout
-from arnas.space.network import build
+from arnas.space.layout import Layout, choose_stem_stride
+from arnas.space.network import build, describe
 from arnas.space.supernet import Supernet
 
 
@@ -35,41 +34,49 @@ def info(
     name: str | None,
     *,
     supernet: bool = False,
-    channels: int,
-    layers: int,
+    channels: int | None = None,
+    layers: int | None = None,
     layout: str | None = None,
+    stem_stride: int | None = None,
     classes: int = 10,
     image_size: int = 32,
 ) -> dict[str, Any]:
     """Describe a network: its layout, parameters and multiply-accumulates (auxiliary head left out).
 
     Args:
-        name: Genotype file, published genotype, or "resnet18"; ignored for the supernet.
+        name: Genotype file, or name of a published genotype or hand-made network; ignored for the supernet.
+        channels, layers, layout: Those of the paper by default; see `config.Search` and `config.Retrain`.
+        stem_stride: See `layout.choose_stem_stride`.
 
     Raises:
         InvalidInput: The genotype or layout is unknown or malformed, or the images are too small.
     """
     if image_size < 8:
         raise InvalidInput(f"image size {image_size} is too small; two reductions need 8 pixels a side or more.")
-    placed = Layout.parse(layout) if layout else Layout.paper(layers)
-    sizes = {"channels": channels, "classes": classes}
+    shape = (3, image_size, image_size)
     with torch.device("meta"):
         if supernet:
+            default = config.Search()
+            placed = Layout.parse(layout) if layout else Layout.paper(layers or default.layers)
+            sizes = {"channels": channels or default.channels, "classes": classes}
+            sizes["stem_stride"] = choose_stem_stride(stem_stride, shape)
             network: nn.Module = Supernet(placed, **sizes)
-        elif name == "resnet18":
-            network = build({"architecture": "resnet18", "channels_in": 3} | sizes)
+            described: dict[str, Any] = {"network": "supernet", "layout": str(placed)} | sizes
         elif name is None:
             raise InvalidInput(
-                "Name a genotype (a file, or one of " + ", ".join(config.genotypes()) + "), resnet18, or --supernet."
+                f"Name a genotype (a file, or one of {', '.join(config.genotypes())}), a hand-made network "
+                f"({', '.join(config.RIVALS)}), or --supernet."
             )
         else:
-            genotype, _ = genotypes.load(name)
-            network = build(
-                {"architecture": "genotype", "cells": genotype.to_json(), "layout": str(placed), "channels_in": 3}
-                | {"auxiliary": False, "drop_path": 0.0}
-                | sizes
+            described = describe(
+                name,
+                shape,
+                classes,
+                channels=channels,
+                layers=layers or config.Retrain().layers,
+                layout=layout,
+                stem_stride=stem_stride,
             )
-    body: dict[str, Any] = {"network": "supernet" if supernet else name, "image_size": image_size} | sizes
-    if name != "resnet18" or supernet:
-        body["layout"] = str(placed)
-    return body | count(network, (3, image_size, image_size))
+            network = build(described)
+    kept = {key: described[key] for key in ("channels", "classes", "stem_stride", "layout") if key in described}
+    return {"network": "supernet" if supernet else name, "image_size": image_size} | kept | count(network, shape)

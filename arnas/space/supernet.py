@@ -23,13 +23,13 @@ class Supernet(nn.Module):
     other parameters. Batch norms use batch statistics only, in training and evaluation alike.
     """
 
-    def __init__(self, layout: Layout, channels: int, classes: int, channels_in: int = 3):
+    def __init__(self, layout: Layout, channels: int, classes: int, channels_in: int = 3, stem_stride: int = 1):
         super().__init__()
         self.architecture = nn.ParameterDict(
             {kind: 1e-3 * torch.randn(EDGES, len(OPERATIONS)) for kind in KINDS.values()}
         )
         stem_norm = BatchStatisticsNorm(3 * channels, affine=True)
-        self.stem = nn.Sequential(nn.Conv2d(channels_in, 3 * channels, 3, padding=1, bias=False), stem_norm)
+        self.stem = nn.Sequential(nn.Conv2d(channels_in, 3 * channels, 3, stem_stride, 1, bias=False), stem_norm)
         plan = list(layout.plan(channels))
         self.kinds = [cell.kind for cell in plan]
         self.cells = nn.ModuleList(_SuperCell(cell) for cell in plan)

@@ -10,12 +10,12 @@ from safetensors.torch import save_file
 
 from arnas import artifacts, proof, runtime
 from arnas.checkpoints import CheckpointStore
-from arnas.config import Retrain
+from arnas.config import RIVALS, Retrain
 from arnas.data import image_set
 from arnas.errors import InvalidInput
-from arnas.space import genotype as genotypes
-from arnas.space.layout import Layout
-from arnas.space.network import Classifier, build
+from arnas.space import network as networks
+from arnas.space.classifier import Classifier
+from arnas.space.network import build
 from arnas.space.size import count
 from arnas.training import distributed
 from arnas.training.loop import TrainingState, train
@@ -83,6 +83,9 @@ def _train(
     data = image_set.load(images, device)
     _check(data, settings)
     description = describe(settings, data, genotype)
+    settings = settings.model_copy(update={key: description[key] for key in ("channels", "stem_stride")})
+    if note := unused(settings):
+        runtime.say(f"retrain {name}", note)
     proof.prove(device)
     packages = ("kernels", "space", "data", "attacks", "training")
     key = runtime.key(
@@ -124,27 +127,36 @@ def describe(settings: Retrain, data: image_set.ImageSet, genotype: str | Path |
     Raises:
         InvalidInput: The genotype is missing or malformed, or an auxiliary head has no place.
     """
-    sizes = {"channels": settings.channels, "classes": len(data.classes), "channels_in": data.shape[0]}
-    if settings.architecture == "resnet18":
-        return {"architecture": "resnet18"} | sizes
-    if settings.architecture == "searched" and genotype is None:
-        raise InvalidInput(
-            'architecture "searched" needs a genotype file; hand one over, or name arnas-cifar10 or resnet18.'
-        )
-    source = str(genotype) if settings.architecture == "searched" else settings.architecture
-    cells, _ = genotypes.load(source)
-    layout = Layout.parse(settings.layout) if settings.layout else Layout.paper(settings.layers)
-    if settings.auxiliary_weight and layout.last_reduction() is None:
-        raise InvalidInput(
-            f"layout {layout} has no reduce cell for an auxiliary head; add one, or set auxiliary_weight to 0."
-        )
-    return {
-        "architecture": "genotype",
-        "cells": cells.to_json(),
-        "layout": str(layout),
-        "auxiliary": settings.auxiliary_weight > 0,
-        "drop_path": settings.drop_path,
-    } | sizes
+    architecture = settings.architecture
+    if architecture == "searched":
+        if genotype is None:
+            raise InvalidInput(
+                'architecture "searched" needs a genotype file; hand one over, or name arnas-cifar10 or resnet18.'
+            )
+        architecture = str(genotype)
+    return networks.describe(
+        architecture,
+        data.shape,
+        len(data.classes),
+        channels=settings.channels,
+        layers=settings.layers,
+        layout=settings.layout,
+        stem_stride=settings.stem_stride,
+        auxiliary=settings.auxiliary_weight > 0,
+        drop_path=settings.drop_path,
+    )
+
+
+def unused(settings: Retrain) -> str | None:
+    """A sentence on what was set for genotypes and has no meaning for a hand-made network; None if nothing was."""
+    if settings.architecture not in RIVALS:
+        return None
+    plain = Retrain()
+    names = [name for name in ("layers", "layout", "auxiliary_weight", "drop_path") if getattr(settings, name)]
+    changed = ", ".join(name for name in names if getattr(settings, name) != getattr(plain, name))
+    if not changed:
+        return None
+    return f"{settings.architecture} has no cells and no auxiliary head; only genotypes heed {changed}."
 
 
 def _check(data: image_set.ImageSet, settings: Retrain) -> None:

@@ -13,6 +13,7 @@ from arnas.data import image_set
 from arnas.errors import InvalidInput
 from arnas.search.combination import combination
 from arnas.search.loop import COLUMNS, History, layout, search
+from arnas.space.layout import choose_stem_stride
 from arnas.space.supernet import Supernet
 
 
@@ -86,6 +87,7 @@ def _write(
         "images": data.digest,
         "data": {"dataset": data.content["dataset"], "classes": data.classes, "shape": data.shape},
         "layout": str(layout(settings)),
+        "stem_stride": choose_stem_stride(settings.stem_stride, data.shape),
         "genotype": history.epochs[-1]["genotype"],
         "collapse": history.collapses(settings.collapse_limit),
     }

@@ -16,8 +16,8 @@ from arnas.checkpoints import Keeper
 from arnas.config import Retrain
 from arnas.data import image_set
 from arnas.data.image_set import ImageSet, augment
+from arnas.space.classifier import Classifier
 from arnas.space.folding import attackable
-from arnas.space.network import Classifier
 from arnas.training import distributed
 from arnas.training.losses import Objective
 
@@ -119,7 +119,8 @@ def learning_rate(recipe: Retrain, epoch: float) -> float:
     """The learning rate at a time in epochs, 0 <= epoch < recipe.epochs."""
     elapsed = epoch / recipe.epochs
     if recipe.schedule == "piecewise":
-        return recipe.learning_rate * (1.0 if elapsed < 0.5 else 0.1 if elapsed < 0.75 else 0.01)
+        drops = sum(milestone <= (elapsed if milestone < 1 else epoch) for milestone in recipe.milestones)
+        return recipe.learning_rate * float(10.0**-drops)
     return recipe.learning_rate * min(elapsed / 0.4, (1 - elapsed) / 0.6)
 
 

@@ -13,8 +13,8 @@ from torch.nn import functional
 
 from arnas.attacks import PGD, frozen
 from arnas.config import Retrain
+from arnas.space.classifier import Classifier
 from arnas.space.folding import attackable
-from arnas.space.network import Classifier
 
 #: (loss to descend, logits [B, K] of the images trained on)
 Outcome = tuple[Tensor, Tensor]

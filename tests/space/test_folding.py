@@ -7,10 +7,10 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from arnas import runtime
+from arnas import config, runtime
 from arnas.space.folding import Folded, attackable
 from arnas.space.layout import NODES
-from arnas.space.network import build
+from arnas.space.network import build, describe
 from arnas.space.operations import OPERATIONS
 
 GENOTYPE, RESNET = "genotype", "resnet18"
@@ -84,6 +84,25 @@ def test_it_keeps_its_function_until_it_is_refreshed(architecture):
     require_equal(net, model, images)
     net.load_state_dict(before.state_dict())
     require_equal(before, folded.refresh(), images)
+
+
+NAMES = [*config.RIVALS, *config.genotypes()]
+# batch norms that no convolution directly precedes: the first of every block, and the last of all
+KEPT = {"preactresnet18": 8 + 1, "wrn-28-10": 12 + 1, "wrn-34-10": 15 + 1, "densenet121": 58 + 3 + 1}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_of_every_architecture_the_folded_copy_follows_the_network_exactly(name):
+    torch.manual_seed(0)
+    net = build(describe(name, (3, 12, 12), 5, channels=2, layers=3)).double()
+    shake(net)
+    folded = Folded(net)
+    images = torch.rand(2, 3, 12, 12, dtype=torch.float64)
+    for _ in range(2):
+        model = folded.refresh()
+        assert sum(isinstance(module, nn.BatchNorm2d) for module in model.modules()) == KEPT.get(name, 0)
+        require_equal(net, model, images)
+        shake(net)
 
 
 def test_it_is_frozen_in_evaluation_mode_and_as_the_network_in_memory():

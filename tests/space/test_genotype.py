@@ -89,6 +89,27 @@ def test_a_malformed_genotype_is_refused_with_the_place(tmp_path, path, value, s
     assert str(file) in str(refusal.value)
 
 
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("channels", 0), ("channels", "36"), ("widths", [1, 2]), ("widths", [1, 2, 0]), ("widths", "124"), ("widths", 3)],
+)
+def test_a_malformed_size_of_its_authors_is_refused(tmp_path, key, value):
+    found, document = genotype.load("darts-v2")
+    published = {"channels": document["channels"], "widths": document["widths"]} | {key: value}
+    file = tmp_path / "genotype.json"
+    file.write_text(json.dumps(genotype.document(found, "mine", None, {}, published)))
+    with pytest.raises(InvalidInput, match=f"{key} .* must be"):
+        genotype.load(str(file))
+
+
+def test_the_size_of_its_authors_is_under_the_digest(tmp_path):
+    _, document = genotype.load("darts-v2")
+    file = tmp_path / "genotype.json"
+    file.write_text(json.dumps(document | {"channels": 16}))
+    with pytest.raises(InvalidInput, match="its digest is another"):
+        genotype.load(str(file))
+
+
 def test_what_is_not_json_is_refused(tmp_path):
     file = tmp_path / "genotype.json"
     file.write_bytes(b"\xff\x00{")

@@ -49,6 +49,22 @@ def test_output_and_all_gradients_are_those_of_torch(batch, height, width, chann
     torch.testing.assert_close(found, wanted, rtol=0, atol=1e-12)
 
 
+@pytest.mark.parametrize("form", ["fast", "plain"])
+@pytest.mark.parametrize("channels", [1, 4, 6])
+def test_the_weight_gradient_of_a_strided_1x1_convolution_of_few_channels_is_right(channels, form, monkeypatch):
+    """oneDNN's own is wrong and destroys memory on some CPUs (github.com/uxlfoundation/oneDNN/issues/6035)."""
+    monkeypatch.setenv("ARNAS_FORM", form)
+    torch.manual_seed(0)
+    ours = Convolution(channels, 8, 1, 2, bias=False).to(memory_format=torch.channels_last)
+    images = torch.randn(30, channels, 16, 16).to(memory_format=torch.channels_last)
+    for _ in range(10):
+        found = torch.autograd.grad(ours(images).square().sum(), ours.weight)[0]
+    even = images[:, :, ::2, ::2].double()
+    output = torch.einsum("bchw,oc->bohw", even, ours.weight[..., 0, 0].double())
+    expected = 2 * torch.einsum("bohw,bchw->oc", output, even)
+    torch.testing.assert_close(found[..., 0, 0].double(), expected, rtol=1e-5, atol=1e-3)
+
+
 @pytest.mark.parametrize("stride", [1, 2])
 @pytest.mark.parametrize("depthwise", [True, False])
 def test_it_can_be_differentiated_twice_as_exact_hypergradients_need(stride, depthwise):
@@ -133,18 +149,3 @@ def test_batch_norm_in_groups_is_that_of_each_group_alone(groups, size, channels
     direction = torch.randn_like(output)
     found, wanted = (torch.autograd.grad(y, inputs, direction) for y in (output, expected))
     torch.testing.assert_close((output, *found), (expected, *wanted), rtol=0, atol=1e-12)
-
-
-def test_a_pointwise_convolution_with_a_stride_is_one_without_on_every_other_pixel(monkeypatch):
-    strides = []
-    conv2d = nn.functional.conv2d
-    monkeypatch.setattr(nn.functional, "conv2d", lambda x, w, b=None, s=1, **more: strides.append(s) or conv2d(x, w, b))
-    ours = gradients.Convolution(2, 4, 1, stride=2, bias=False).to(memory_format=torch.channels_last)
-    images = torch.randn(27, 2, 8, 7).to(memory_format=torch.channels_last).requires_grad_()
-    output = ours(images)
-    expected = conv2d(images.double(), ours.weight.double(), None, 2)
-    direction = torch.randn_like(output)
-    found = torch.autograd.grad(output, (images, ours.weight), direction)
-    wanted = torch.autograd.grad(expected, (images, ours.weight), direction.double())
-    assert strides == [1]
-    torch.testing.assert_close((output, *found), (expected.float(), *wanted), rtol=1e-5, atol=1e-5)

@@ -25,6 +25,10 @@ def test_the_papers_widths_double_at_the_first_reduction_only():
     assert str(Layout.paper(8)) == "A1 A1 D2 A2 A2 D2 R2 R2"
 
 
+def test_other_widths_stand_before_between_and_after_the_reductions():
+    assert str(Layout.paper(8, (1, 2, 4))) == "A1 A1 D2 A2 A2 D4 R4 R4"
+
+
 @given(cells, st.integers(1, 16))
 def test_every_cell_reads_what_the_cells_before_it_write(cells, channels):
     plan = list(Layout(tuple(cells)).plan(channels))

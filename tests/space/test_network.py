@@ -40,6 +40,15 @@ def test_networks_and_supernets_take_any_layout_and_image_size(layout, channels_
     assert Supernet(Layout.parse(layout), 2, 5, channels_in)(images).shape == (2, 5)
 
 
+def test_the_stem_of_a_supernet_may_halve_the_resolution():
+    images = torch.rand(2, 3, 64, 64)
+    seen = []
+    supernet = Supernet(Layout.parse("A1"), 2, 5, stem_stride=2)
+    supernet.stem.register_forward_hook(lambda *call: seen.append(call[2].shape))
+    assert supernet(images).shape == (2, 5)
+    assert seen == [(2, 6, 32, 32)]
+
+
 def test_an_edge_that_is_sure_computes_its_operation_alone():
     edge = Supernet(Layout.parse("A1"), 4, 3).cells[0].edges[0]
     state = torch.rand(2, 4, 8, 8)
@@ -81,5 +90,5 @@ def test_drop_path_keeps_the_expectation():
 
 
 def test_an_unknown_architecture_is_refused():
-    with pytest.raises(InvalidInput, match="'vgg'"):
-        build(description(architecture="vgg"))
+    with pytest.raises(InvalidInput, match="'wrn-28'; near it are wrn-28-10"):
+        build(description(architecture="wrn-28"))

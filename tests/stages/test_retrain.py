@@ -7,7 +7,7 @@ from safetensors.torch import load_file
 
 from arnas import artifacts, runtime
 from arnas.attacks import PGD
-from arnas.config import Retrain
+from arnas.config import RIVALS, Retrain, genotypes
 from arnas.data.image_set import load
 from arnas.errors import Diverged, InvalidInput
 from arnas.space.network import load_model
@@ -117,6 +117,46 @@ def test_every_loss_trains_a_baseline(images, tmp_path, loss):
     returned = retrain.run(images, tmp_path / "out", settings, name=loss, checkpoints=tmp_path, device="cpu")
     assert returned["best_clean"] > 0.4  # chance is 0.25
     assert torch.isfinite(load_model(tmp_path / "out")[0](torch.rand(2, 1, 8, 8))).all()
+
+
+@pytest.mark.parametrize("name", [*RIVALS, *genotypes()])
+def test_every_architecture_trains_by_name_and_records_what_it_is(name, images, tmp_path, capsys):
+    changes = {"architecture": name, "channels": 2, "epochs": 1, "batch_size": 60, "attack_steps": 1}
+    settings = SETTINGS.model_copy(update=changes | {"selection_images": 20, "selection_steps": 1})
+    retrain.run(images, tmp_path / "out", settings, name="net", checkpoints=tmp_path / "c", device="cpu")
+    network, body = load_model(tmp_path / "out")
+    described = body["content"]["network"]
+    assert (described["channels"], described["stem_stride"]) == (2, 1)
+    assert described["architecture"] == (name if name in RIVALS else "genotype")
+    assert torch.isfinite(network(torch.rand(2, 1, 8, 8))).all()
+    note = f"{name} has no cells and no auxiliary head; only genotypes heed layout, drop_path."
+    assert (note in capsys.readouterr().err) == (name in RIVALS)
+
+
+@pytest.mark.parametrize(
+    ("name", "channels"), [("arnas-cifar10", 64), ("darts-v2", 36), ("resnet18", 64), ("wrn-34-10", 16)]
+)
+def test_a_width_that_is_not_set_is_the_published_one_in_description_and_key(name, channels, images, monkeypatch):
+    asked = {}
+
+    def key(*_, **parts):
+        asked.update(parts)
+        raise StopIteration
+
+    monkeypatch.setattr(runtime, "key", key)
+    settings = Retrain(architecture=name, batch_size=60, cutout=2)
+    with pytest.raises(StopIteration):
+        retrain.run(images, "out", settings, name="net", checkpoints="unused", device="cpu")
+    assert asked["network"]["channels"] == asked["settings"]["channels"] == channels
+    assert asked["network"]["stem_stride"] == asked["settings"]["stem_stride"] == 1
+
+
+def test_a_rival_that_is_given_nothing_for_genotypes_says_nothing():
+    assert retrain.unused(Retrain(architecture="resnet18")) is None
+    assert retrain.unused(Retrain(architecture="resnet18", auxiliary_weight=0)) is None
+    assert retrain.unused(Retrain(architecture="arnas-cifar10", layout="A1")) is None
+    sentence = "resnet18 has no cells and no auxiliary head; only genotypes heed auxiliary_weight."
+    assert retrain.unused(Retrain(architecture="resnet18", auxiliary_weight=0.2)) == sentence
 
 
 def test_a_loss_that_is_not_finite_stops_training_and_keeps_the_last_good_state(images, tmp_path):

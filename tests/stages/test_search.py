@@ -64,6 +64,7 @@ def test_derive_writes_the_genotype_and_its_drawing(finished, tmp_path):
     returned = derive.run(finished[0] / "out", tmp_path / "genotype.json", drawing=tmp_path / "cells.svg")
     found, document = genotype.load(str(tmp_path / "genotype.json"))
     assert found.to_json() == artifacts.read(finished[0] / "out", "supernet")["content"]["genotype"]
+    assert artifacts.read(finished[0] / "out", "supernet")["content"]["stem_stride"] == 1
     assert document["layout"] == "A1 D1 R1" and document["origin"]["supernet"] == finished[1]["digest"]
     assert returned["digest"] == document["digest"]
     assert (tmp_path / "cells.svg").read_text().startswith("<svg")

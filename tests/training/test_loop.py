@@ -11,6 +11,17 @@ def test_the_piecewise_schedule_is_the_papers():
     assert rates == pytest.approx([0.1, 0.1, 0.01, 0.01, 0.001, 0.001])
 
 
+@pytest.mark.parametrize("milestones", [(30, 60), (1 / 3, 2 / 3)])
+def test_milestones_are_epochs_or_shares_of_all(milestones):
+    recipe = Retrain(epochs=90, milestones=milestones)
+    rates = [learning_rate(recipe, epoch) for epoch in (0, 29.9, 30, 59.9, 60, 89)]
+    assert rates == pytest.approx([0.1, 0.1, 0.01, 0.01, 0.001, 0.001])
+
+
+def test_without_milestones_the_rate_stays():
+    assert learning_rate(Retrain(milestones=()), 199) == 0.1
+
+
 def test_the_cyclic_schedule_rises_to_the_rate_and_falls_to_zero():
     recipe = Retrain(epochs=10, schedule="cyclic", learning_rate=0.2)
     rates = torch.tensor([learning_rate(recipe, step / 100) for step in range(1000)])
