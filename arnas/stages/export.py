@@ -21,7 +21,8 @@ from arnas.errors import InvalidInput
 from arnas.evaluation.models import require_fit
 from arnas.evaluation.statistics import score
 from arnas.space import foreign
-from arnas.space.network import Classifier, build, load_model
+from arnas.space.classifier import Classifier
+from arnas.space.network import build, load_model
 
 if TYPE_CHECKING:
     from torch.export import ExportedProgram
