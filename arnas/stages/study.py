@@ -18,7 +18,7 @@ from arnas import artifacts, runtime
 from arnas.config import Settings
 from arnas.errors import InvalidInput
 from arnas.evaluation import statistics
-from arnas.evaluation.ladder import LADDER
+from arnas.evaluation.checks import LADDER
 from arnas.space.genotype import Genotype
 from arnas.space.layout import KINDS
 from arnas.space.operations import OPERATIONS
