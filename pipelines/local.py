@@ -346,11 +346,11 @@ class _View:
             self._last.clear()
             self._print(f"{self._task} ...")
         elif match := re.search(r"Task '.+' finished with status (\w+)$", line):
-            failed = match[1] != "SUCCESS"
-            self._print(
-                f"{self._task} {'failed after' if failed else 'done in'} {clock(time.monotonic() - self._begun)}"
-            )
-            if failed:
+            taken = clock(time.monotonic() - self._begun)
+            if match[1] == "SUCCESS":
+                self._print(f"{self._task} done in {taken}")
+            else:
+                self._print(f"{self._task} failed after {taken}")
                 self.failures.append(self._why())
         elif re.match(r"\[[a-z]", line):
             self._last.clear()  # what KFP says of the task's input

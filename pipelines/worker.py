@@ -32,7 +32,9 @@ def main() -> None:
     os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     sys.executable = "python3"
     local.init(local.SubprocessRunner(use_venv=False), pipeline_root=str(output / "runs"))
-    here = load().model_copy(update={"parallelism": 1, "preflight": False})  # all tasks share the machine, no cluster
+    site = load()
+    once = site.retries.model_copy(update={"count": 0})  # what fails here would fail again
+    here = site.model_copy(update={"parallelism": 1, "preflight": False, "retries": once})  # one machine, no cluster
     _publish(output, told["files"], build(told["pipeline"], here)(**told["arguments"]).outputs)
 
 
