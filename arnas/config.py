@@ -8,7 +8,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, TypeVar, get_args
 
 import yaml
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 from arnas.errors import InvalidInput
 
@@ -286,15 +295,14 @@ class Whitebox(Stage):
     batch_size: int = Field(250, ge=1, description="Images that pass through a network at once.")
     examples: int = Field(6, ge=0, description="Attacked images kept for the report.")
 
-    @model_validator(mode="after")
-    def _linf_is_within_pixels(self) -> Self:
-        for name in ("epsilon", "step_size"):
-            if self.norm == "linf" and getattr(self, name) > 1:
-                raise ValueError(
-                    f"{name} {getattr(self, name)} is outside [0, 1], the range of pixels; write for example 8/255, or "
-                    "choose another norm"
-                )
-        return self
+    @field_validator("epsilon", "step_size")
+    @classmethod
+    def _linf_is_within_pixels(cls, length: float, known: ValidationInfo) -> float:
+        if known.data.get("norm") == "linf" and length > 1:
+            raise ValueError(
+                f"{length:g} is outside [0, 1], the range of pixels; write for example 8/255, or choose another norm"
+            )
+        return length
 
 
 class Blackbox(Stage):

@@ -143,10 +143,10 @@ transferred = transfer(**given, preset="digits", **STORE)
 """,
     "study": f"""\
 {PREPARED}given = {{"images": prepared.outputs["images"], "preset": "digits"}}
-layouts = [{{"name": text, "retrain.layout": text}} for text in ("A1 D2 R2", "R1 D2 A2")]
+layouts = [{{"name": text, "retrain": {{"layout": text}}}} for text in ("A1 D2 R2", "R1 D2 A2")]
 with dsl.ParallelFor(layouts) as variant:
     trained = retrain(variant=variant, overrides={{"retrain.architecture": "arnas-cifar10"}}, **given, **STORE)
-    attacked = whitebox(network=trained.outputs["network"], variant=variant, **given, **STORE)
+    attacked = whitebox(network=trained.outputs["network"], **given, **STORE)
 collected = study(
     networks=dsl.Collected(trained.outputs["network"]),
     evaluations=dsl.Collected(attacked.outputs["evaluation"]),

@@ -13,7 +13,7 @@ from arnas.errors import InvalidInput
 
 Variant = dict[str, Any]  # its name, and changes of settings by dotted keys
 
-_SEARCHES = {
+_SEARCHES: dict[str, Variant] = {
     "as published": {},  # min-norm, lambda 0.1, finite differences; what the others are compared with
     "natural only": {"search.combination": "natural"},
     "adversarial only": {"search.combination": "adversarial"},
@@ -130,8 +130,8 @@ STUDIES = {
 }
 
 
-def told(name: str, values: Sequence[str], count: int | None = None, file: str | None = None) -> list[Variant]:
-    """The variants of a study, from a command line; its own where none are told.
+def told(name: str, values: Sequence[str], count: int | None = None, file: str | None = None) -> Any:
+    """The variants of a study, from a command line; its own where none are told. `require` checks them.
 
     Args:
         name: Of the study.

@@ -6,7 +6,6 @@ from typing import Any
 from arnas import config
 from arnas.config import Retrain
 from arnas.reporting.scores import ATTACKS, COLUMNS, Run, strongest
-from arnas.space import genotype
 
 SIGNIFICANT = 0.05  # p values below it count as more than chance, after Holm's correction
 
@@ -224,6 +223,8 @@ def _recipe(run: Run) -> list[str]:
 
 
 def _published_channels(settings: Mapping[str, Any]) -> int:
+    from arnas.space import genotype  # needs torch, which other words do not
+
     architecture = settings.get("architecture", "searched")
     if architecture in config.genotypes():
         return genotype.channels(genotype.load(architecture)[1])

@@ -73,7 +73,8 @@ def run(
     variants = variants or [{"name": model} for model in bodies]
     _require_all(variants, bodies, attacked)
     names = [str(variant["name"]) for variant in variants]
-    changes = [{key: value for key, value in variant.items() if key != "name"} for variant in variants]
+    left_out = ("name", "prepare.path")  # where data lie says nothing of them
+    changes = [{key: value for key, value in variant.items() if key not in left_out} for variant in variants]
     rows = [_row(one, change, bodies[one], attacked[one]) for one, change in zip(names, changes, strict=True)]
     repeated = _only_seeds(changes)
     study: Body = {
@@ -176,7 +177,7 @@ def _matrix(path: Pathlike | None, models: Mapping[str, Body]) -> dict[str, Any]
     content = artifacts.read(path, "blackbox")["content"]
     if content["model_digests"] != {name: body["digest"] for name, body in models.items()}:
         raise InvalidInput(f"Black-box evaluation {path} is of other models; give the one of the study's models.")
-    return content["blackbox"] | ({"square": content["square"]} if content["square"] else {})
+    return {**content["blackbox"]} | ({"square": content["square"]} if content["square"] else {})
 
 
 # ------------------------------------------------------------------------------------------------------ comparison

@@ -4,12 +4,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import chi2, chi2_contingency, kstest, multinomial, norm
+from scipy.stats import t as student
 from statsmodels.stats.contingency_tables import mcnemar as statsmodels_mcnemar
 from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.proportion import proportion_confint
 
 from arnas.errors import InvalidInput
-from arnas.evaluation.statistics import holm, kinds_differ, mcnemar, score, spread
+from arnas.evaluation.statistics import holm, kinds_differ, mcnemar, score, share, spread
 
 
 @settings(derandomize=True, deadline=None)
@@ -140,3 +141,28 @@ def test_one_genotype_or_one_operation_proves_nothing():
 def test_kinds_are_compared_where_there_are_two_in_every_genotype(cells):
     with pytest.raises(InvalidInput, match="two cell kinds or more"):
         kinds_differ(cells)
+
+
+def test_a_share_whose_draws_vary_as_independent_choices_do_has_the_exact_interval_but_for_the_fewer_draws():
+    counts = [4, 2, 5, 3, 6, 4, 3, 5] * 5  # of 10, and less spread than binomial: no more choices than there are
+    found = share(counts, 10)
+    assert (found["count"], found["edges"], found["share"]) == (sum(counts), 400, sum(counts) / 400)
+    effective = 400 * (student.ppf(0.975, 399) / student.ppf(0.975, 39)) ** 2
+    expected = proportion_confint(found["share"] * effective, effective, method="beta")
+    assert found["interval"] == pytest.approx(expected, abs=1e-9)
+
+
+def test_the_interval_of_a_share_covers_it_where_the_choices_of_a_draw_are_all_the_same():
+    random, covered, naive = np.random.default_rng(0), 0, 0
+    for _ in range(300):
+        counts = 8 * (random.random(20) < 0.3)  # twenty draws of eight choices that agree
+        low, high = share(counts.tolist(), 8)["interval"]
+        covered += low <= 0.3 <= high
+        low, high = proportion_confint(counts.sum(), 160, method="wilson")
+        naive += low <= 0.3 <= high
+    assert covered >= 0.95 * 300 > 0.8 * 300 > naive
+
+
+def test_what_was_never_or_always_chosen_has_an_interval_that_ends_there():
+    assert share([0] * 5, 8)["interval"][0] == 0 < share([0] * 5, 8)["interval"][1]
+    assert share([8] * 5, 8)["interval"][1] == 1 > share([8] * 5, 8)["interval"][0]

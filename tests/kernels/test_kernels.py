@@ -41,6 +41,7 @@ def triton():
     return pytest.importorskip("triton", reason="Triton is not here, and torch does what its kernels would")
 
 
+@pytest.mark.timeout(900)
 def test_interpreted_kernels_compute_what_torch_does(triton):
     environment = os.environ | {"TRITON_INTERPRET": "1"}
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(HERE / "interpreted.py")]

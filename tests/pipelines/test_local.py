@@ -33,7 +33,10 @@ QUICK += ["--set", "transfer.dataset=digits"]
         (["--preset", "smok"], r"There is no preset 'smok'; name one of .*smoke"),
         (["--preset", PRESET, "--set", "search.epoch=3"], r"no setting search\.epoch; near it are epochs"),
         (["--preset", PRESET, "--set", "search.epochs=0"], r"search\.epochs = 0"),
-        (["--preset", PRESET, "--set", "retrain.epsilon=9/8"], r"9/8 is outside \[0, 1\]"),
+        (
+            ["--preset", PRESET, "--set", "retrain.epsilon=9/8"],
+            r"whitebox\.epsilon = '9/8': 1\.125 is outside \[0, 1\]",
+        ),
         (["--preset", PRESET, "--set", "search.epochs"], r"'search\.epochs' sets nothing; write KEY=VALUE"),
         (["--preset", PRESET, "--data", "/no/such/place"], r"There is no /no/such/place; --data must name"),
         (

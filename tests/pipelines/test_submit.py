@@ -278,7 +278,7 @@ def test_kfp_run_create_takes_the_committed_yaml(verb: str) -> None:
 @pytest.mark.filterwarnings("ignore::FutureWarning:kfp")
 @pytest.mark.parametrize("name", ["arnas", "transfer"])
 def test_kfp_pipeline_create_takes_the_committed_yaml(name: str) -> None:
-    file = ROOT / "pipelines" / f"{name}.yaml"
+    (file,) = (ROOT / "pipelines").rglob(f"{name}.yaml")
     with Kfp() as server:
         done = CliRunner().invoke(cli, ["--endpoint", server.url, "pipeline", "create", "-p", name, str(file)], obj={})
         assert done.exit_code == 0, done.output

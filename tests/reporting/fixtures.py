@@ -206,7 +206,7 @@ def evaluation(output: Path, random: np.random.Generator, path: Path, images: Pa
         "model_digest": body["digest"],
         "images": set_["digest"],
         "data": body["content"]["data"],
-        "settings": settings.model_dump(),
+        "settings": settings.model_dump(mode="json"),
         "parameters": body["content"]["parameters"],
         "macs": body["content"]["macs"],
         "scores": {attack: score(outcome) for attack, outcome in withstood.items()},
@@ -335,7 +335,7 @@ def study(kind: str, seed: int = 0, total: int = 400) -> dict[str, Any]:
         "blackbox": {source: {target: score(random.random(200) < 0.7) for target in outcomes} for source in outcomes}
         if kind == "comparison"
         else None,
-        "settings": _settings().model_dump(),
+        "settings": _settings().model_dump(mode="json"),
         "versions": {"torch": "2.15.0"},
         "warnings": ["seed 2 of the search collapsed: 5 skip connections in the accurate cell"] if searched else [],
     }
