@@ -143,15 +143,14 @@ transferred = transfer(**given, preset="digits", **STORE)
 """,
     "study": f"""\
 {PREPARED}given = {{"images": prepared.outputs["images"], "preset": "digits"}}
-layouts = [{{"name": text, "retrain": {{"layout": text}}}} for text in ("A1 D2 R2", "R1 D2 A2")]
-with dsl.ParallelFor(layouts) as variant:
+with dsl.ParallelFor(variants) as variant:
     trained = retrain(variant=variant, overrides={{"retrain.architecture": "arnas-cifar10"}}, **given, **STORE)
     attacked = whitebox(network=trained.outputs["network"], **given, **STORE)
 collected = study(
     networks=dsl.Collected(trained.outputs["network"]),
     evaluations=dsl.Collected(attacked.outputs["evaluation"]),
     name="placement",
-    variants=layouts,
+    variants=variants,
     preset="digits",
     overrides={{"retrain.architecture": "arnas-cifar10"}},
 )
@@ -173,6 +172,11 @@ reported = report(
 """,
 }
 
+#: Parameters of an example's pipeline
+PARAMETERS = {
+    "study": 'variants: list = [{"name": text, "retrain.layout": text} for text in ("A1 D2 R2", "R1 D2 A2")]',
+}
+
 EXAMPLE = """\
 from kfp import components, dsl, kubernetes
 
@@ -183,7 +187,7 @@ KEYS = {{"accesskey": "AWS_ACCESS_KEY_ID", "secretkey": "AWS_SECRET_ACCESS_KEY"}
 
 
 @dsl.pipeline(name="with-{stage}")
-def pipeline():
+def pipeline({parameters}):
 {body}
     for task in ({tasks}):
         kubernetes.set_security_context(task, run_as_user=1000, run_as_group=1000, run_as_non_root=True)
@@ -245,6 +249,7 @@ def example(stage: str) -> str:
     return EXAMPLE.format(
         version=arnas.__version__,
         stage=stage,
+        parameters=PARAMETERS.get(stage, ""),
         loads="\n".join(load.format(name) for name in COMPONENTS if name in tasks.values()),
         body="\n".join(f"    {line}" for line in body.splitlines()),
         tasks=", ".join(tasks) + ("," if len(tasks) == 1 else ""),

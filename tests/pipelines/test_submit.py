@@ -18,7 +18,7 @@ from arnas import config
 from cluster import kubeflow
 from pipelines import submit
 from pipelines.__main__ import main
-from pipelines.generate import ROOT
+from pipelines.generate import PIPELINES, ROOT, place_of
 
 BUNDLED = "prepare: {dataset: digits}\ntransfer: {dataset: glyphs}\n"
 DIGITS = ["submit", "--preset", "digits"]
@@ -55,7 +55,7 @@ def sent(*options: str, kfp: Kfp | None = None) -> dict:
         (["--parameter", "devise=cpu"], r"no parameter devise; near it are device"),
         (["--parameter", "device"], r"'device' sets nothing"),
         (["--parameter", "preset=digits"], r"preset is no --parameter here, since it is checked; give --preset"),
-        (["--pipeline", "arnass"], r"arnass is no compiled pipeline; name arnas, transfer, .*or a file"),
+        (["--pipeline", "arnass"], r"arnass is no compiled pipeline; name arnas, placement, .*or a file"),
         (["--pipeline", str(ROOT / "pyproject.toml")], r"pyproject\.toml is no compiled pipeline"),
         (["--pipeline", str(ROOT / "arnas" / "presets" / "smoke.yaml")], r"smoke\.yaml is no compiled pipeline"),
         (
@@ -276,9 +276,9 @@ def test_kfp_run_create_takes_the_committed_yaml(verb: str) -> None:
 
 
 @pytest.mark.filterwarnings("ignore::FutureWarning:kfp")
-@pytest.mark.parametrize("name", ["arnas", "transfer"])
+@pytest.mark.parametrize("name", PIPELINES)
 def test_kfp_pipeline_create_takes_the_committed_yaml(name: str) -> None:
-    (file,) = (ROOT / "pipelines").rglob(f"{name}.yaml")
+    file = place_of(name)
     with Kfp() as server:
         done = CliRunner().invoke(cli, ["--endpoint", server.url, "pipeline", "create", "-p", name, str(file)], obj={})
         assert done.exit_code == 0, done.output
