@@ -49,7 +49,7 @@ def test_a_rival_has_its_published_size(name, parameters, giga_macs):
         ("darts-v2", 3_349_342, 3.3),  # README of github.com/quark0/darts
         ("pdarts", 3_433_798, 3.4),  # arXiv 1904.12760, table 1
         ("advrush", 4_158_046, 4.2),  # so papers that compare with it, such as RTP-NAS (ICME 2024), table 1
-        ("racl", 3_571_174, 3.6),  # rounded; its paper's tables give other configurations
+        ("racl", 3_571_174, 3.6),  # rounded: no source of a published figure was found
     ],
 )
 def test_a_genotype_of_others_has_its_published_size_without_an_auxiliary_head(name, parameters, published):
