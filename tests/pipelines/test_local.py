@@ -34,7 +34,7 @@ QUICK += ["--set", "transfer.dataset=digits"]
         (["--preset", PRESET, "--set", "search.epoch=3"], r"no setting search\.epoch; near it are epochs"),
         (["--preset", PRESET, "--set", "search.epochs=0"], r"search\.epochs = 0"),
         (
-            ["--preset", PRESET, "--set", "retrain.epsilon=9/8"],
+            ["--preset", PRESET, "--set", "whitebox.epsilon=9/8"],
             r"whitebox\.epsilon = '9/8': 1\.125 is outside \[0, 1\]",
         ),
         (["--preset", PRESET, "--set", "search.epochs"], r"'search\.epochs' sets nothing; write KEY=VALUE"),
