@@ -146,7 +146,7 @@ def start(output: Path, *words: str) -> subprocess.Popen[str]:
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "2"},
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
         start_new_session=True,
     )
 
