@@ -64,7 +64,7 @@ def test_a_ball_that_adds_up_pixels_may_be_larger_than_one_of_them():
 @pytest.mark.parametrize(
     ("overrides", "sentence"),
     [
-        ({"whitebox.step_size": "9/8"}, "step_size 1.125 is outside .0, 1., .* choose another norm"),
+        ({"whitebox.step_size": "9/8"}, "whitebox.step_size = .9/8.: 1.125 is outside .0, 1., .* choose another norm"),
         ({"whitebox.epsilon": -1}, "-1.0 is below zero; write for example 8/255"),
         ({"search.epsilon": "9/8"}, "9/8 is outside .0, 1., the range of pixels"),
         ({"whitebox.norm": "l0"}, "whitebox.norm = 'l0'"),
@@ -73,7 +73,10 @@ def test_a_ball_that_adds_up_pixels_may_be_larger_than_one_of_them():
         ({"search.epochs": 0}, "search.epochs = 0: .*greater than or equal to 1"),
         ({"search.epochs": "many"}, "search.epochs = 'many'"),
         ({"search.hypergradient": "third_order"}, "search.hypergradient = 'third_order'"),
-        ({"whitebox.epsilon": 8}, "8.0 is outside .0, 1., the range of pixels; write for example 8/255"),
+        (
+            {"whitebox.epsilon": 8},
+            "whitebox.epsilon = 8: 8 is outside .0, 1., the range of pixels; write for example 8/255",
+        ),
         ({"whitebox.epsilon": "8/0"}, "'8/0' is no pixel intensity"),
         ({"search.learning_rate": float("nan")}, "search.learning_rate = nan"),
         ({"models.searched.los": "trades"}, "models.searched has no setting los; near it are loss"),

@@ -23,7 +23,7 @@ def test_an_artifact_is_described_by_its_digests_seed_and_versions(images):
     output, metrics = SimpleNamespace(path=str(path), metadata={}), SimpleNamespace(path="", metadata={})
     task.record(output, figures, metrics)
     assert output.metadata["digest"] == artifacts.read(path, "image_set")["digest"]
-    assert output.metadata["settings"] == artifacts.digest(settings.model_dump(exclude={"path"}))
+    assert output.metadata["settings"] == artifacts.digest(settings.model_dump(exclude={"path", "download"}))
     assert json.loads(output.metadata["settings_json"]) == settings.model_dump(exclude={"path"})
     assert (output.metadata["seed"], output.metadata["kind"]) == (5, "image_set")
     assert f"torch {runtime.versions()['torch']}" in output.metadata["versions"]
