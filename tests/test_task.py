@@ -23,8 +23,9 @@ def test_an_artifact_is_described_by_its_digests_seed_and_versions(images):
     output, metrics = SimpleNamespace(path=str(path), metadata={}), SimpleNamespace(path="", metadata={})
     task.record(output, figures, metrics)
     assert output.metadata["digest"] == artifacts.read(path, "image_set")["digest"]
-    assert output.metadata["settings"] == artifacts.digest(settings.model_dump(exclude={"path", "download"}))
-    assert json.loads(output.metadata["settings_json"]) == settings.model_dump(exclude={"path"})
+    kept = settings.model_dump(exclude={"path", "download"})
+    assert output.metadata["settings"] == artifacts.digest(kept)
+    assert json.loads(output.metadata["settings_json"]) == kept
     assert (output.metadata["seed"], output.metadata["kind"]) == (5, "image_set")
     assert f"torch {runtime.versions()['torch']}" in output.metadata["versions"]
     assert metrics.metadata == {name: figure for name, figure in figures.items() if name not in ("digest", "dataset")}
