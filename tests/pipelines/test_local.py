@@ -179,7 +179,7 @@ class Run:
             self.lines.extend(line.rstrip("\n") for line in stream)
 
     def until(self, pattern: str) -> None:
-        deadline = time.monotonic() + 120
+        deadline = time.monotonic() + 300
         while not any(re.search(pattern, line) for line in list(self.lines)):
             assert self.process.poll() is None, self.end()
             assert time.monotonic() < deadline, self.lines

@@ -184,7 +184,7 @@ def reused(said: list[str]) -> list[str]:
     return [match[1] for line in said if (match := re.match(r"\[(.+?)\] reused", line))]
 
 
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1200)
 def test_a_placement_study_of_three_layouts_computes_after_a_kill_only_what_was_missing(tmp_path: Path) -> None:
     layouts = ["A1 D1 R1", "R1 D1 A1", "A1 A2 R2 R4"]
     said, found = killed_and_resumed(tmp_path / "out", r"^retrain R1 D1 A1 \.\.\.", "placement", *layouts)
@@ -196,7 +196,7 @@ def test_a_placement_study_of_three_layouts_computes_after_a_kill_only_what_was_
         assert any(line.startswith(layout) and "%" in line for line in said)
 
 
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1200)
 def test_a_study_of_four_seeds_goes_on_after_a_kill_and_tells_of_all_of_them(tmp_path: Path) -> None:
     said, found = killed_and_resumed(tmp_path / "out", r"^search seed 1 \.\.\.", "seeds", "--count", "4")
     assert [name for name in reused(said) if name != "whitebox"][:2] == ["search", "retrain seed 0"]
