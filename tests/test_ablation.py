@@ -46,7 +46,6 @@ def test_means_and_spreads_are_over_the_seeds_of_an_option():
     assert "over 2 seeds" in lines[-1] and "a=1" in lines[-1]
 
 
-@pytest.mark.timeout(200)
 def test_the_script_writes_outcomes_and_page(tmp_path):
     page = tmp_path / "page.md"
     page.write_text(f"before\n{ablation.MARKS[0]}\nold\n{ablation.MARKS[1]}\nafter\n", encoding="utf-8")
