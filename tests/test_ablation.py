@@ -7,8 +7,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-
 from arnas.config import Retrain, Search
 
 ROOT = Path(__file__).parents[1]
