@@ -2,8 +2,8 @@
 
 import math
 import statistics
-from collections.abc import Mapping, Sequence
-from typing import TypedDict
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, TypedDict
 
 import numpy as np
 import torch
@@ -109,6 +109,25 @@ def holm(ps: Sequence[float]) -> list[float]:
         so_far = max(so_far, min(1.0, (len(ps) - rank) * ps[index]))
         adjusted[index] = so_far
     return adjusted
+
+
+def compared(
+    outcomes: Mapping[str, Mapping[str, Any]], questions: Iterable[tuple[str, str, str]]
+) -> list[dict[str, Any]]:
+    """Several comparisons of two models: McNemar's test of each, and `p_holm` adjusted for all of them together.
+
+    Args:
+        outcomes: By model and attack, which samples it gets right, bool [n], all in the same order.
+        questions: First model, second model and attack; the samples are those that both met.
+    """
+    found: list[dict[str, Any]] = []
+    for first, second, attack in questions:
+        one, other = outcomes[first][attack], outcomes[second][attack]
+        both = min(len(one), len(other))
+        found.append({"first": first, "second": second, "attack": attack, **mcnemar(one[:both], other[:both])})
+    for pair, adjusted in zip(found, holm([pair["p"] for pair in found]), strict=True):
+        pair["p_holm"] = adjusted
+    return found
 
 
 class Difference(TypedDict):

@@ -5,11 +5,10 @@ from itertools import combinations
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from arnas.evaluation import checks
-from arnas.evaluation.statistics import holm, mcnemar
+from arnas.evaluation.statistics import compared
 from arnas.reporting.scores import COLUMNS, Body, Run, strongest, violations
 
 
@@ -47,20 +46,13 @@ def collect(run: Run) -> dict[str, Any]:
 
 
 def compare(outcomes: Mapping[str, Mapping[str, NDArray[np.generic]]], attacks: Iterable[str]) -> list[dict[str, Any]]:
-    """Every two models on the images that both met under an attack, by McNemar's test; `p_holm` covers all of them.
+    """Every two models on the images that both met under an attack.
 
     Args:
         outcomes: Which of the same images, in the same order, each model gets right under each attack, bool [n].
     """
-    pairs: list[dict[str, Any]] = []
-    for attack in attacks:
-        for first, second in combinations((name for name, right in outcomes.items() if attack in right), 2):
-            common = min(len(outcomes[name][attack]) for name in (first, second))
-            one, other = (torch.from_numpy(outcomes[name][attack][:common]) for name in (first, second))
-            pairs.append({"first": first, "second": second, "attack": attack, **mcnemar(one, other)})
-    for pair, p in zip(pairs, holm([pair["p"] for pair in pairs]), strict=True):
-        pair["p_holm"] = p
-    return pairs
+    met = {attack: [name for name, right in outcomes.items() if attack in right] for attack in attacks}
+    return compared(outcomes, [(*pair, attack) for attack, names in met.items() for pair in combinations(names, 2)])
 
 
 def _model(model: Body, evaluation: Body | None, square: Mapping[str, Any]) -> dict[str, Any]:

@@ -82,7 +82,7 @@ def run(
         "study": name,
         "variants": rows,
         "accuracy": _accuracy(rows) if repeated else None,
-        "pairs": [] if repeated else _pairs(rows, attacked, evaluations),
+        "pairs": [] if repeated else _pairs(rows, attacked),
         **_choices([bodies[one] for one in names]),
         "blackbox": _matrix(blackbox, bodies),
         "settings": settings.model_dump(
@@ -205,21 +205,20 @@ def _accuracy(rows: Sequence[Body]) -> dict[str, statistics.Spread]:
     return {attack: statistics.spread([row["scores"][attack]["accuracy"] for row in rows]) for attack in _common(rows)}
 
 
-def _pairs(rows: Sequence[Body], attacked: Mapping[str, Body], places: Sequence[Pathlike]) -> list[Body]:
+def _pairs(rows: Sequence[Body], attacked: Mapping[str, Body]) -> list[Body]:
     """Comparisons on the same images under the same attacks, with p values adjusted for all of them together."""
     outcomes = {name: load_file(Path(body["place"]) / "outcomes.safetensors") for name, body in attacked.items()}
     chosen = combinations(rows, 2) if len(rows) <= EVERY_PAIR else ((rows[0], other) for other in rows[1:])
-    pairs: list[Body] = [
-        {"first": one["name"], "second": other["name"], "attack": attack}
-        | statistics.mcnemar(outcomes[one["name"]][attack], outcomes[other["name"]][attack])
-        for one, other in chosen
-        if _alike(attacked[one["name"]], attacked[other["name"]])
-        for attack in ("clean", strongest([one, other]))
-        if attack
-    ]
-    for pair, adjusted in zip(pairs, statistics.holm([pair["p"] for pair in pairs]), strict=True):
-        pair["p_holm"] = adjusted
-    return pairs
+    return statistics.compared(
+        outcomes,
+        (
+            (one["name"], other["name"], attack)
+            for one, other in chosen
+            if _alike(attacked[one["name"]], attacked[other["name"]])
+            for attack in ("clean", strongest([one, other]))
+            if attack
+        ),
+    )
 
 
 def _alike(one: Body, other: Body) -> bool:
