@@ -35,7 +35,8 @@ def build(site: Placement) -> Any:
         """Search an architecture that is accurate and robust, train it, attack it, and report.
 
         Args:
-            preset: Name of a preset of settings (smoke, digits, cifar10-cpu, cifar10), or path of a YAML file.
+            preset: Settings to begin with (smoke, digits, cifar10-cpu, cifar10, tiny-imagenet), or path of a YAML
+                file.
             data: Where the data set lies: a folder that the pods see, or s3://BUCKET/PREFIX; none where it
                 comes with the library, or where the settings say it.
             models: Which of the settings' models to train and to attack.

@@ -60,7 +60,7 @@ Every variant goes on where another one fails; the run fails then, and one that 
 missing.
 
 Args:
-    preset: Name of a preset of settings (smoke, digits, cifar10-cpu, cifar10), or path of a YAML file.
+    preset: Settings to begin with (smoke, digits, cifar10-cpu, cifar10, tiny-imagenet), or path of a YAML file.
     data: Where the data set lies: a folder that the pods see, or s3://BUCKET/PREFIX; none where it comes with the
         library, or where the settings say it.
     variants: For each its name and the settings that it changes.

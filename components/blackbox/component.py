@@ -21,8 +21,8 @@ def blackbox(
     Args:
         networks: Models of different names, as written by the retrain component.
         images: Image set, as written by the prepare component; its test part is attacked.
-        preset: Name of a preset of settings (smoke, digits, cifar10-cpu, cifar10), or path of a YAML file. Default:
-            cifar10.
+        preset: Settings to begin with (smoke, digits, cifar10-cpu, cifar10, tiny-imagenet), or path of a YAML file.
+            Default: cifar10.
         overrides: Changes of the preset, such as {"blackbox.images": 500}; every setting can be changed so. Default:
             none.
         checkpoints: Where unfinished work is kept: s3://BUCKET/PREFIX, or a folder of a mounted volume. A task that was

@@ -16,8 +16,8 @@ def prepare(
     """Read a data set and split it for search, training, model selection and test.
 
     Args:
-        preset: Name of a preset of settings (smoke, digits, cifar10-cpu, cifar10, tiny-imagenet), or path of a YAML
-            file. Default: cifar10.
+        preset: Settings to begin with (smoke, digits, cifar10-cpu, cifar10, tiny-imagenet), or path of a YAML file.
+            Default: cifar10.
         overrides: Changes of the preset, such as {"prepare.train_limit": 1000}; every setting can be changed so.
             Default: none.
         variant: Further changes, such as {"name": "digits", "prepare.dataset": "digits"}: one of a study. Default:

@@ -25,8 +25,8 @@ def retrain(
         genotype: Genotype, as written by the derive component. Default: none; only models of architecture "searched"
             need it.
         model: Which of the settings' models to train: a name in their section models. Default: searched.
-        preset: Name of a preset of settings (smoke, digits, cifar10-cpu, cifar10), or path of a YAML file. Default:
-            cifar10.
+        preset: Settings to begin with (smoke, digits, cifar10-cpu, cifar10, tiny-imagenet), or path of a YAML file.
+            Default: cifar10.
         overrides: Changes of the preset, such as {"retrain.epochs": 3}; every setting can be changed so. Default: none.
         variant: One of a study, such as {"name": "A1 D2 R2", "retrain.layout": "A1 D2 R2"}: further changes, with which
             the settings' section retrain is followed, whatever model says; the result goes by its name. Default: none.

@@ -20,8 +20,8 @@ def search(
 
     Args:
         images: Image set, as written by the prepare component.
-        preset: Name of a preset of settings (smoke, digits, cifar10-cpu, cifar10), or path of a YAML file. Default:
-            cifar10.
+        preset: Settings to begin with (smoke, digits, cifar10-cpu, cifar10, tiny-imagenet), or path of a YAML file.
+            Default: cifar10.
         overrides: Changes of the preset, such as {"search.epochs": 3}; every setting can be changed so. Default: none.
         variant: Further changes, such as {"name": "seed 3", "seed": 3}: one of a study. Default: none.
         checkpoints: Where unfinished work is kept: s3://BUCKET/PREFIX, or a folder of a mounted volume. A task that was

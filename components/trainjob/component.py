@@ -30,7 +30,7 @@ def trainjob(
         genotype: Genotype, as written by the derive component. Default: none; only models of architecture "searched"
             need it.
         model: Which of the settings' models to train: a name in their section models. Default: searched.
-        preset: Name of a preset of settings (smoke, digits, cifar10-cpu, cifar10). Default: cifar10.
+        preset: Settings to begin with (smoke, digits, cifar10-cpu, cifar10, tiny-imagenet). Default: cifar10.
         overrides: Changes of the preset, such as {"retrain.epochs": 3}; every setting can be changed so. Default: none.
         checkpoints: Where unfinished work, inputs and the network are kept for the nodes: s3://BUCKET/PREFIX. Default:
             s3://mlpipeline/arnas/checkpoints.

@@ -22,8 +22,8 @@ def transfer(
     Args:
         genotype: Genotype, as written by the derive component.
         images: Image set of the other data set, as written by the prepare component.
-        preset: Name of a preset of settings (smoke, digits, cifar10-cpu, cifar10), or path of a YAML file. Its sections
-            retrain and whitebox are followed. Default: cifar10.
+        preset: Settings to begin with (smoke, digits, cifar10-cpu, cifar10, tiny-imagenet), or path of a YAML file. Its
+            sections retrain and whitebox are followed. Default: cifar10.
         overrides: Changes of the preset, such as {"retrain.epochs": 3}; every setting can be changed so. Default: none.
         checkpoints: Where unfinished work is kept: s3://BUCKET/PREFIX, or a folder of a mounted volume. A task that was
             interrupted goes on from there. Default: /tmp/checkpoints, which is lost with the pod.

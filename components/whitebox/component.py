@@ -22,8 +22,8 @@ def whitebox(
     Args:
         network: Model, as written by the retrain component.
         images: Image set, as written by the prepare component; its test part is attacked.
-        preset: Name of a preset of settings (smoke, digits, cifar10-cpu, cifar10), or path of a YAML file. Default:
-            cifar10.
+        preset: Settings to begin with (smoke, digits, cifar10-cpu, cifar10, tiny-imagenet), or path of a YAML file.
+            Default: cifar10.
         overrides: Changes of the preset, such as {"whitebox.images": 500}; every setting can be changed so. Default:
             none.
         shard: Share of the samples to attack, such as 2/4; the merge component puts the shares together. Default: 1/1,
