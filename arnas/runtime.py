@@ -66,6 +66,13 @@ def prepare(name: str = "auto", gpus: int = 0) -> torch.device:
     return chosen
 
 
+def free_memory(chosen: torch.device) -> int:
+    """Free memory of a GPU in bytes; elsewhere all memory, from which a mapped file makes way by itself."""
+    if chosen.type == "cuda":
+        return int(torch.cuda.mem_get_info(chosen)[0])
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
 @contextmanager
 def precision(name: str, chosen: torch.device | str = "cpu") -> Iterator[None]:
     """Within, matrix products and convolutions are computed as named; on leaving, also by an exception, as before.

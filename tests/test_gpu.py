@@ -4,9 +4,10 @@ import pytest
 import torch
 from torch.nn import functional
 
-from arnas import config, kernels, runtime
+from arnas import config, graphs, kernels, runtime
 from arnas.data import image_set
-from arnas.space.layout import EDGES, NODES, Layout
+from arnas.search.loop import SearchStep
+from arnas.space.layout import NODES, Layout
 from arnas.space.network import build, load_model
 from arnas.space.operations import OPERATIONS
 from arnas.space.supernet import Supernet
@@ -37,18 +38,22 @@ def all_operations():
     }
 
 
+def network_of(kind):
+    """A network that has every operation, and images and labels for it."""
+    torch.manual_seed(0)
+    images, labels = torch.rand(8, 3, 16, 16), torch.randint(5, (8,))
+    if kind == "supernet":
+        return Supernet(Layout.parse("A1 D2 R2"), 4, 5), images, labels
+    description = {"architecture": "genotype", "cells": all_operations(), "layout": "A1 D2 R2", "auxiliary": False}
+    description |= {"drop_path": 0.0, "channels": 8, "classes": 5, "channels_in": 3}
+    return build(description).eval(), images, labels
+
+
 @pytest.mark.parametrize("kind", ["derived", "supernet"])
 def test_gradients_on_the_gpu_are_those_of_float64_on_the_cpu(kind):
     """An attack that climbs a wrong gradient overstates robustness: torch's average pool has had one on CUDA."""
     runtime.prepare("cuda")  # no TF32, whose error is a hundred times larger
-    torch.manual_seed(0)
-    images, labels = torch.rand(8, 3, 16, 16), torch.randint(5, (8,))
-    if kind == "derived":
-        description = {"architecture": "genotype", "cells": all_operations(), "layout": "A1 D2 R2", "auxiliary": False}
-        network = build(description | {"drop_path": 0.0, "channels": 8, "classes": 5, "channels_in": 3}).eval()
-    else:
-        network = Supernet(Layout.parse("A1 D2 R2"), 4, 5)
-        assert network.architecture["reduce"].shape == (EDGES, 7)
+    network, images, labels = network_of(kind)
     expected = gradients(network.double(), images.double(), labels)
     found = gradients(network.float().cuda(), images.cuda(), labels.cuda())
     for mine, reference in zip(found, expected, strict=True):
@@ -95,6 +100,77 @@ def test_the_kernels_compute_what_torch_does(kind, monkeypatch):
         found[form] = gradients(network, images, labels, convolutions)
     for mine, reference in zip(found["fast"], found["plain"], strict=True):
         assert relative_error(mine, reference.cpu()) < 1e-11
+
+
+@pytest.mark.parametrize("kind", ["derived", "supernet"])
+def test_in_single_precision_the_fast_form_is_as_exact_as_the_plain_one(kind, monkeypatch):
+    runtime.prepare("cuda")
+    network, images, labels = network_of(kind)
+    expected = gradients(network.double(), images.double(), labels)
+    network, images, labels = network.float().cuda(), images.cuda(), labels.cuda()
+    errors = {}
+    for form in ("fast", "plain"):
+        monkeypatch.setenv("ARNAS_FORM", form)
+        found = gradients(network, images, labels)
+        errors[form] = [relative_error(*pair) for pair in zip(found, expected, strict=True)]
+    for fast, plain in zip(errors["fast"], errors["plain"], strict=True):
+        assert fast <= 1.5 * plain  # rounding has its luck
+
+
+def test_a_replayed_pass_is_the_computed_one():
+    supernet, images, labels = network_of("supernet")
+    supernet, images, labels = supernet.double().cuda(), images.double().cuda(), labels.cuda()
+    replayed = graphs.Graphed(supernet)
+    for _ in range(graphs.RECURRENCE + 2):
+        images = torch.rand_like(images)
+        wanted = [images.requires_grad_(), *supernet.architecture.values(), *supernet.weights()]
+        found, expected = (
+            torch.autograd.grad(functional.cross_entropy(model(images), labels), wanted)
+            for model in (replayed, supernet)
+        )
+        for mine, reference in zip(found, expected, strict=True):
+            assert relative_error(mine, reference.cpu()) < 1e-11
+    assert any(isinstance(known, graphs._Pass) for known in replayed._replayed._passes.values())
+
+
+LOSSES = ("natural_loss", "adversarial_loss", "train_loss")
+
+
+def searched(form, steps, dtype, monkeypatch, images, labels):
+    """The losses of each step of a search with the batches that are given, and the weights it ends with."""
+    monkeypatch.setenv("ARNAS_FORM", form)
+    torch.manual_seed(0)
+    supernet = runtime.place(Supernet(Layout.parse("A1 D2 R2"), 4, 4).to(dtype), images.device)
+    step, losses = SearchStep(supernet, config.Search(attack_steps=2, learning_rate=0.05)), []
+    for index in range(steps):
+        torch.manual_seed(index)
+        train, validation = zip(images[index % len(images)].to(dtype), labels[index % len(images)], strict=True)
+        figures = step(train, validation)
+        losses.append([figures[name] for name in LOSSES])
+    return torch.tensor(losses), supernet.weights()
+
+
+def learnable(device="cuda", count=10):
+    """`count` pairs of batches [2, 16, 3, 12, 12] of noise around one of four patterns, which are the classes."""
+    torch.manual_seed(1)
+    labels = torch.randint(4, (count, 2, 16))
+    images = (torch.rand(4, 3, 12, 12)[labels] + 0.3 * torch.rand(count, 2, 16, 3, 12, 12)) / 1.3
+    return images.to(device), labels.to(device)
+
+
+def test_whole_steps_in_both_forms_are_equal_in_double_precision(monkeypatch):
+    found = {form: searched(form, 6, torch.float64, monkeypatch, *learnable()) for form in ("fast", "plain")}
+    torch.testing.assert_close(found["fast"][0], found["plain"][0], rtol=1e-9, atol=0)
+    for mine, reference in zip(found["fast"][1], found["plain"][1], strict=True):
+        assert relative_error(mine, reference.double().cpu()) < 1e-8  # six steps let rounding grow
+
+
+def test_200_steps_in_both_forms_end_with_the_same_losses(monkeypatch):
+    """Attacks in single precision are chaotic, so that single steps differ; what they lead to does not."""
+    runtime.prepare("cuda")
+    found = {form: searched(form, 200, torch.float32, monkeypatch, *learnable())[0] for form in ("fast", "plain")}
+    last = {form: losses[-50:].mean(0) for form, losses in found.items()}
+    torch.testing.assert_close(last["fast"], last["plain"], rtol=0.01, atol=0.002)
 
 
 def test_every_stage_runs_on_the_gpu(tmp_path):

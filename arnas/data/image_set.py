@@ -2,7 +2,6 @@
 
 import json
 import math
-import os
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -17,7 +16,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 from torch.nn import functional
 
-from arnas import artifacts
+from arnas import artifacts, runtime
 from arnas.config import Augmentation
 from arnas.errors import InvalidInput
 
@@ -122,7 +121,7 @@ def load(path: str | Path, device: torch.device | str = "cpu") -> ImageSet:
     """
     body = artifacts.read(path, "image_set")
     file, device = Path(path) / "images.safetensors", torch.device(device)
-    resident = file.stat().st_size <= RESIDENT_SHARE * _free(device)
+    resident = file.stat().st_size <= RESIDENT_SHARE * runtime.free_memory(device)
     tensors = load_file(file, device=str(device)) if resident else _mapped(file)
     channels, height, width = body["content"]["shape"]
     return ImageSet(
@@ -159,13 +158,6 @@ def write(file: Path, images: Iterable[Tensor], shape: Sequence[int], others: Ma
             opened.write(tensor.contiguous().numpy().data)
         for some in images:
             opened.write(some.contiguous().numpy().data)
-
-
-def _free(device: torch.device) -> int:
-    """Free memory of a GPU in bytes; elsewhere all memory, from which a mapped file makes way by itself."""
-    if device.type == "cuda":
-        return int(torch.cuda.mem_get_info(device)[0])
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def _mapped(file: Path) -> dict[str, Tensor]:

@@ -54,6 +54,11 @@ def grouped(groups: int) -> Iterator[None]:
         _groups = before
 
 
+def groups() -> int:
+    """How many groups a batch consists of here."""
+    return _groups
+
+
 def batch_norm(x: Tensor, gamma: Tensor | None = None, beta: Tensor | None = None) -> Tensor:
     """By the statistics of the batch, or of each of its groups."""
     if _groups > 1 or (runtime.fast() and _sums_share_lines(x)):

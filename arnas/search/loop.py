@@ -1,7 +1,7 @@
 """The search: bilevel descent on weights and architecture of the supernet (paper algorithm 1)."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -9,15 +9,15 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from arnas import kernels, runtime
+from arnas import runtime
 from arnas.attacks import PGD
 from arnas.checkpoints import Keeper
 from arnas.config import Search
 from arnas.data.image_set import ImageSet, augment
 from arnas.graphs import Graphed
-from arnas.kernels import twins
 from arnas.search.combination import combination, min_norm_weight
 from arnas.search.hypergradient import VirtualStep, hypergradients
+from arnas.search.joint import JointAttack
 from arnas.space import genotype
 from arnas.space.layout import Layout, choose_stem_stride
 from arnas.space.supernet import Supernet
@@ -64,7 +64,7 @@ class SearchStep:
         self.combine = combination(settings.combination)
         #: the supernet, but for double backward, which graphs have not
         self.model = supernet if settings.hypergradient == "exact" else Graphed(supernet)
-        self.attack = PGD(settings.epsilon, settings.step_size, settings.attack_steps)
+        self.attack = JointAttack(PGD(settings.epsilon, settings.step_size, settings.attack_steps))
         self.weight_optimizer = torch.optim.SGD(
             self.weights, settings.learning_rate, settings.momentum, weight_decay=settings.weight_decay
         )
@@ -91,7 +91,7 @@ class SearchStep:
             Diverged: A loss or gradient is not finite; weights and architecture are not stepped with it.
         """
         (_, train_labels), (images, labels) = train, validation
-        train_adversarial, adversarial = self._attacked(train, validation)
+        train_adversarial, adversarial = self.attack(self.model, train, validation)
         train_loss = self._loss(train_adversarial, train_labels)
 
         (natural_gradient, adversarial_gradient), (natural_loss, adversarial_loss) = hypergradients(
@@ -137,15 +137,6 @@ class SearchStep:
         self.supernet.load_state_dict(state["supernet"])
         self.weight_optimizer.load_state_dict(state["weight_optimizer"])
         self.architecture_optimizer.load_state_dict(state["architecture_optimizer"])
-
-    def _attacked(self, *batches: tuple[Tensor, Tensor]) -> Sequence[Tensor]:
-        """The adversarial images of each batch; on a CPU by one attack on all, whose batch norms keep them apart."""
-        images, labels = zip(*batches, strict=True)
-        equal = len({len(part) for part in images}) == 1
-        if not (runtime.fast() and equal and images[0].device.type == "cpu") or kernels.usable(images[0]):
-            return [self.attack(self.model, *batch) for batch in batches]
-        with twins.grouped(len(batches)):
-            return self.attack(self.model, torch.cat(images), torch.cat(labels)).chunk(len(batches))
 
     def _loss(self, images: Tensor, labels: Tensor) -> Callable[[], Tensor]:
         return lambda: functional.cross_entropy(self.model(images), labels)

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 from torch.nn import functional
 
-from arnas import artifacts, config
+from arnas import artifacts, config, runtime
 from arnas.data import image_set
 from arnas.data.image_set import augment
 from arnas.errors import InvalidInput
@@ -212,7 +212,7 @@ def test_a_loop_that_is_left_leaves_no_thread(streamed):
 def test_images_are_resident_where_they_take_a_quarter_of_the_free_memory_at_most(noise, monkeypatch):
     size = (noise / "images.safetensors").stat().st_size
     for free, resident in ((4 * size, True), (4 * size - 1, False)):
-        monkeypatch.setattr(image_set, "_free", lambda device, free=free: free)
+        monkeypatch.setattr(runtime, "free_memory", lambda device, free=free: free)
         assert (image_set.load(noise).file is None) is resident
 
 
