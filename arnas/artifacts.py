@@ -4,11 +4,13 @@
 `origin` (versions, seconds, memory: what differs from run to run and is therefore outside the digest).
 """
 
+import glob
 import hashlib
 import json
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,6 +19,7 @@ from typing import Any
 from arnas.errors import InvalidInput
 
 SCHEMA = "arnas/1"
+DAY = 86_400.0  # seconds
 
 
 def digest(value: Any) -> str:
@@ -35,6 +38,9 @@ def file_digest(path: Path) -> str:
 def publish(path: str | Path) -> Iterator[Path]:
     """Yield a temporary path beside `path`; what the block writes there becomes `path` at once, or never.
 
+    An old folder makes way for a new one in two steps: whoever is killed between them leaves neither. What writers that
+    were killed have left is removed when it is a day old.
+
     Raises:
         InvalidInput: The place cannot be written, or its disk is full.
     """
@@ -42,11 +48,18 @@ def publish(path: str | Path) -> Iterator[Path]:
     scratch = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        _sweep(path)
         scratch = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
         yield scratch / path.name
-        if path.is_dir():
-            os.rename(path, scratch / "old")
-        os.replace(scratch / path.name, path)
+        new, old = scratch / path.name, scratch / "old"
+        if path.is_dir() and new.exists():
+            os.rename(path, old)
+        try:
+            os.replace(new, path)
+        except OSError:
+            if old.exists():
+                os.rename(old, path)
+            raise
     except OSError as error:
         raise InvalidInput(
             f"{path} cannot be written: {error.strerror or error}; name a folder with space and rights."
@@ -54,6 +67,12 @@ def publish(path: str | Path) -> Iterator[Path]:
     finally:
         if scratch is not None:
             shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _sweep(path: Path) -> None:
+    for left in path.parent.glob(f".{glob.escape(path.name)}.????????"):  # as mkdtemp names them
+        if left.is_dir() and time.time() - left.stat().st_mtime > DAY:
+            shutil.rmtree(left, ignore_errors=True)
 
 
 def require_writable(*paths: str | Path | None) -> None:
@@ -113,7 +132,7 @@ def read(path: str | Path, *kinds: str) -> dict[str, Any]:
     if body.get("kind") not in kinds:
         needed = " or ".join(map(_article, kinds))
         raise InvalidInput(f"{path} is {_article(str(body.get('kind')))}, but {needed} is needed here.")
-    claimed = {key: body[key] for key in ("schema", "kind", "files", "content")}
+    claimed = {key: body.get(key) for key in ("schema", "kind", "files", "content")}
     if digest(claimed) != body.get("digest"):
         raise InvalidInput(f"{path}/artifact.json was changed after it was written; run its stage again.")
     for name, expected in body["files"].items():

@@ -250,11 +250,12 @@ class Keeper:
         store: Where checkpoints live.
         key: Digest of all that determines the result.
         stage: Name for messages.
-        interval: Seconds between two checkpoints.
+        interval: Seconds between two checkpoints, at least; ten times what a checkpoint takes, where that is more.
     """
 
     def __init__(self, store: CheckpointStore, key: str, stage: str, interval: float = 15.0):
         self.store, self.key, self.stage, self.interval = store, key, stage, interval
+        self._pause = interval
         self._signal = 0
         self._handlers: dict[int, Any] = {}
         self._saved = time.monotonic()
@@ -288,6 +289,7 @@ class Keeper:
             Unreachable: The bucket stayed away; the work since the last checkpoint is lost.
             Interrupted: It did so after SIGINT or SIGTERM.
         """
+        begun = time.monotonic()
         try:
             self.store.save(self.key, state)
         except Unreachable:
@@ -295,6 +297,7 @@ class Keeper:
                 raise Interrupted(self.stage, self._signal, saved=False) from None
             raise
         self._saved = time.monotonic()
+        self._pause = max(self.interval, 10 * (self._saved - begun))
 
     def offer(self, capture: Callable[[], dict[str, Any]]) -> None:
         """Save the state if the interval has passed; leave if the process was asked to stop.
@@ -302,7 +305,7 @@ class Keeper:
         Raises:
             Interrupted: SIGINT or SIGTERM came since the last call.
         """
-        if self._signal or time.monotonic() - self._saved >= self.interval:
+        if self._signal or time.monotonic() - self._saved >= self._pause:
             self.save(capture())
         if self._signal:
             raise Interrupted(self.stage, self._signal)

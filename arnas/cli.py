@@ -166,7 +166,9 @@ def retrain(
     from arnas.stages import retrain
 
     with ExitStack() as stack:
-        kept = checkpoints or (f"{output}-checkpoints" if objects.is_place(output) else _kept(None, Path(output)))
+        kept = checkpoints or (
+            f"{output.rstrip('/')}-checkpoints" if objects.is_place(output) else _kept(None, Path(output))
+        )
         folder = stack.enter_context(objects.stored(output))
         return retrain.run(
             stack.enter_context(objects.fetched(images)),
@@ -414,7 +416,7 @@ def report(
     models
         Trained models, as written by arnas retrain.
     evaluations
-        Their evaluations by arnas whitebox, in the same order.
+        Their evaluations by arnas whitebox, in any order.
     blackbox
         Evaluation by arnas blackbox.
     transfer

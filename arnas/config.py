@@ -1,5 +1,6 @@
 """The settings of every stage: one frozen model each, YAML presets, overrides; nothing unknown passes."""
 
+import copy
 import difflib
 from collections.abc import Iterable, Mapping
 from fractions import Fraction
@@ -142,7 +143,7 @@ class Adversary(BaseModel):
 class Search(Adversary, Augmentation, Stage):
     """Supernet search (paper section 3; the reference settings are the defaults)."""
 
-    channels: int = Field(24, ge=1, description="Initial number of filters, C.")
+    channels: int = Field(24, ge=2, description="Initial number of filters, C.")
     layers: int = Field(8, ge=3, le=100, description="Number of cells, L, where no layout is given.")
     layout: str | None = Field(
         None,
@@ -157,7 +158,9 @@ class Search(Adversary, Augmentation, Stage):
     )
     epochs: int = Field(50, ge=1, description="Passes over each half of the training set.")
     batch_size: int = Field(32, ge=2, description="Images a step, from each half of the training set.")
-    adversarial_weight: float = Field(0.1, ge=0, description="Weight lambda of the adversarial objective.")
+    adversarial_weight: float = Field(
+        0.1, gt=0, description="Weight lambda of the adversarial objective; without it search with combination natural."
+    )
     hypergradient: Literal["finite_difference", "exact", "first_order"] = Field(
         "finite_difference", description="How the architecture's gradient passes through the virtual weight step."
     )
@@ -268,7 +271,10 @@ class Whitebox(Stage):
     epsilon: Length = Field(
         8 / 255, description="Radius of the ball; in linf in [0, 1], in l2 for example 0.5, in l1 12."
     )
-    step_size: Length = Field(2 / 255, description="Step of PGD-20 and PGD-100; on the curve it grows with epsilon.")
+    step_size: Length | None = Field(
+        None,
+        description="Step of PGD-20 and PGD-100 (default: a quarter of epsilon); on the curve it grows with epsilon.",
+    )
     images: int = Field(10_000, ge=1, description="Test images attacked, at most.")
     autoattack_images: int = Field(
         10_000, ge=0, description="Of those, the first this many under AutoAttack; 0 leaves it out."
@@ -297,8 +303,8 @@ class Whitebox(Stage):
 
     @field_validator("epsilon", "step_size")
     @classmethod
-    def _linf_is_within_pixels(cls, length: float, known: ValidationInfo) -> float:
-        if known.data.get("norm") == "linf" and length > 1:
+    def _linf_is_within_pixels(cls, length: float | None, known: ValidationInfo) -> float | None:
+        if length is not None and known.data.get("norm") == "linf" and length > 1:
             raise ValueError(
                 f"{length:g} is outside [0, 1], the range of pixels; write for example 8/255, or choose another norm"
             )
@@ -317,7 +323,7 @@ class Blackbox(Stage):
     block_size: int = Field(
         1000,
         ge=1,
-        description="Images of which those that still matter are attacked together; the unit of sharing work.",
+        description="Images of which those that still matter are attacked together.",
     )
     batch_size: int = Field(250, ge=1, description="Images that pass through a network at once.")
 
@@ -465,7 +471,7 @@ def _assign(values: dict[str, Any], path: list[str], value: Any) -> None:
         for key, inner in value.items():
             _assign(values[last], key.split("."), inner)
     else:
-        values[last] = value
+        values[last] = copy.deepcopy(value)  # or what follows would change what the caller has
 
 
 def _explain(model: type[BaseModel], error: Any, place: str) -> str:

@@ -60,6 +60,7 @@ def change(path, old, new):
         (lambda folder: change(folder / "artifact.json", b'"net"', b'"web"'), "was changed after it was written"),
         (lambda folder: change(folder / "artifact.json", b"arnas/1", b"arnas/0"), "not of schema"),
         (lambda folder: (folder / "artifact.json").write_text("{"), "is no artifact"),
+        (lambda folder: change(folder / "artifact.json", b'"files"', b'"felis"'), "was changed after it was written"),
         (lambda folder: (folder / "artifact.json").unlink(), "is no artifact"),
     ],
 )
@@ -88,6 +89,22 @@ def test_publishing_replaces_a_folder_as_a_whole(tmp_path):
             folder.mkdir()
             (folder / name).touch()
     assert os.listdir(tmp_path) == ["out"] and os.listdir(tmp_path / "out") == ["second"]
+
+
+def test_a_block_that_leaves_nothing_destroys_nothing(artifact):
+    with pytest.raises(InvalidInput, match="cannot be written"), artifacts.publish(artifact):
+        pass
+    assert artifacts.read(artifact, "model") and os.listdir(artifact.parent) == ["thing"]
+
+
+def test_what_killed_writers_left_is_removed_when_it_is_old(tmp_path):
+    old, young, other = (tmp_path / name for name in (".file.a1b2c3d4", ".file.e5f6g7h8", ".filet.a1b2c3d4"))
+    for folder in (old, young, other):
+        folder.mkdir()
+    for folder in (old, other):
+        os.utime(folder, (0, 0))
+    artifacts.write_text(tmp_path / "file", "new")
+    assert sorted(os.listdir(tmp_path)) == [young.name, other.name, "file"]
 
 
 def test_a_full_disk_is_one_sentence_and_keeps_what_was_there(tmp_path, monkeypatch):

@@ -40,6 +40,12 @@ def test_a_variant_follows_the_overrides_and_its_name_changes_nothing():
         config.load("digits", {}, {"name": "mistyped", "retrain.layot": "A1"})
 
 
+def test_what_the_caller_has_stays_as_it_is():
+    overrides = {"search": {"epochs": 3}}  # a section that the preset has not
+    seeds = [config.load("cifar10", overrides, {"name": str(seed), "seed": seed}).search.seed for seed in (1, 2)]
+    assert seeds == [1, 2] and overrides == {"search": {"epochs": 3}}
+
+
 def test_an_architecture_may_lie_in_a_bucket():
     for place in ("s3://bucket/genotype.json", "minio://bucket/v2/artifacts/genotype"):
         assert config.load("digits", {"retrain.architecture": place}).retrain.architecture == place
@@ -78,6 +84,8 @@ def test_a_ball_that_adds_up_pixels_may_be_larger_than_one_of_them():
             "whitebox.epsilon = 8: 8 is outside .0, 1., the range of pixels; write for example 8/255",
         ),
         ({"whitebox.epsilon": "8/0"}, "'8/0' is no pixel intensity"),
+        ({"search.adversarial_weight": 0}, "search.adversarial_weight = 0: .*greater than 0"),
+        ({"search.channels": 1}, "search.channels = 1: .*greater than or equal to 2"),
         ({"search.learning_rate": float("nan")}, "search.learning_rate = nan"),
         ({"models.searched.los": "trades"}, "models.searched has no setting los; near it are loss"),
         ({"search": 3}, "search = 3"),

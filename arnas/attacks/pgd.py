@@ -14,6 +14,7 @@ from torch.nn import functional
 
 from arnas import runtime
 from arnas.attacks.frozen import frozen
+from arnas.kernels import twins
 
 
 def cross_entropy_per_sample(logits: Tensor, labels: Tensor) -> Tensor:
@@ -58,7 +59,9 @@ class PGD:
     def _ascend(self, model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
         # both balls lie within this box, and the linf ball is all of it
         lowest, highest = (images - self.epsilon).clamp(min=0), (images + self.epsilon).clamp(max=1)
-        adversarial = (images + self._noise(images)).clamp(lowest, highest)
+        # each group of a batch starts where it would start alone
+        noise = torch.cat([self._noise(group) for group in images.chunk(twins.groups())])
+        adversarial = (images + noise).clamp(lowest, highest)
         for _ in range(self.steps):
             adversarial.requires_grad_()
             with torch.enable_grad():

@@ -113,10 +113,12 @@ class WhiteboxEvaluation:
         return in_batches(run, len(samples), self.settings.batch_size, passes)
 
     def _pgd(self, epsilon: float, steps: int) -> PGD:
-        """PGD with steps in the settings' proportion to epsilon; a quarter, where that is zero."""
+        """PGD with steps in the settings' proportion to epsilon; a quarter, where none is told."""
         told, size = self.settings, self.settings.step_size
-        if epsilon != told.epsilon:
-            size = epsilon * (size / told.epsilon if told.epsilon else 1 / 4)
+        if size is None or not told.epsilon:
+            size = epsilon / 4
+        elif epsilon != told.epsilon:
+            size *= epsilon / told.epsilon
         return PGD(epsilon, size, steps, norm=told.norm)  # type: ignore[arg-type]  # never l1
 
     def _clean(self, block: Tensor, number: int) -> None:

@@ -67,7 +67,8 @@ def relu_depthwise(x: Tensor, convolution: nn.Conv2d, norm: nn.Module | None = N
     from arnas.kernels import depthwise
 
     geometry = convolution.stride[0], convolution.dilation[0]
-    if isinstance(norm, nn.BatchNorm2d) and (norm.training or norm.running_mean is None):
+    fusible = isinstance(norm, nn.BatchNorm2d) and getattr(norm, "fusible", True)
+    if isinstance(norm, nn.BatchNorm2d) and fusible and (norm.training or norm.running_mean is None):
         return depthwise.norm_relu_depthwise(x, norm, convolution.weight, *geometry)
     x = x if norm is None else norm(x)
     return depthwise.relu_depthwise(x, convolution.weight, *geometry)

@@ -157,7 +157,7 @@ def _weight_gradient(
 class _Shapes:
     """Arguments that the kernels have in common."""
 
-    def __init__(self, x: Tensor, weight: Tensor, stride: int, dilation: int, groups: int = 1):
+    def __init__(self, groups: int, x: Tensor, weight: Tensor, stride: int, dilation: int):
         self.batch, self.channels, *size = x.shape
         self.groups = groups
         self.input, self.output = tuple(size), tuple(-(-length // stride) for length in size)
@@ -215,7 +215,7 @@ class _ReLUDepthwise(torch.autograd.Function):
         ctx.save_for_backward(x, weight)
         ctx.geometry = stride, dilation
         x, weight = x.contiguous(), weight.contiguous()
-        return _convolve(x, (None, None, None), weight, _Shapes(x, weight, stride, dilation))
+        return _convolve(x, (None, None, None), weight, _Shapes(1, x, weight, stride, dilation))
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
@@ -223,7 +223,7 @@ class _ReLUDepthwise(torch.autograd.Function):
             inputs = *ctx.saved_tensors, *ctx.geometry
             return twins.gradients(twins.relu_depthwise, inputs, ctx.needs_input_grad, gradient)
         x, weight, dy = (tensor.contiguous() for tensor in (*ctx.saved_tensors, gradient))
-        shapes, norm = _Shapes(x, weight, *ctx.geometry), (None, None, None)
+        shapes, norm = _Shapes(1, x, weight, *ctx.geometry), (None, None, None)
         of_x = _gradient_of_input(dy, x, norm, weight, shapes)[0] if ctx.needs_input_grad[0] else None
         of_weight = _gradient_of_weight(dy, x, norm, weight, shapes) if ctx.needs_input_grad[1] else None
         return of_x, of_weight, None, None
@@ -247,7 +247,7 @@ class _NormReLUDepthwise(torch.autograd.Function):
         ctx.save_for_backward(*saved, table)
         ctx.mark_non_differentiable(table)
         ctx.geometry = stride, dilation
-        return _convolve(x, (table, gamma, beta), weight, _Shapes(x, weight, stride, dilation, groups)), table
+        return _convolve(x, (table, gamma, beta), weight, _Shapes(groups, x, weight, stride, dilation)), table
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
@@ -259,7 +259,7 @@ class _NormReLUDepthwise(torch.autograd.Function):
             with twins.grouped(groups):
                 return None, *twins.gradients(twins.norm_relu_depthwise, inputs, needed, gradient)
         x, weight, dy = x.contiguous(), weight.contiguous(), gradient.contiguous()
-        shapes, norm = _Shapes(x, weight, *ctx.geometry, groups), (table, gamma, beta)
+        shapes, norm = _Shapes(groups, x, weight, *ctx.geometry), (table, gamma, beta)
         of_x = of_gamma = of_beta = None
         if any(needed[:3]):
             of_x, sums = _gradient_of_input(dy, x, norm, weight, shapes)

@@ -41,13 +41,13 @@ class History:
     steps: list[list[float]] = field(default_factory=list)
     epochs: list[dict[str, Any]] = field(default_factory=list)
 
-    def collapses(self, limit: int) -> list[str]:
-        """A sentence for each normal cell kind that ended with `limit` skip connections or more."""
+    def collapses(self, settings: Search) -> list[str]:
+        """A sentence for each normal cell kind of the layout that ended with too many skip connections."""
         skips = self.epochs[-1]["skips"]
         return [
             f"The {kind} cell collapsed to {skips[kind]} skip connections of 8 edges."
             for kind in ("accurate", "robust")
-            if skips[kind] >= limit
+            if kind in layout(settings).kinds() and skips[kind] >= settings.collapse_limit
         ]
 
 

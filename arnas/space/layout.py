@@ -88,6 +88,10 @@ class Layout:
             before_last, last = last, cell.channels_out
             after_reduction = cell.kind == "reduce"
 
+    def kinds(self) -> set[str]:
+        """The kinds of cell that stand somewhere."""
+        return {KINDS[letter] for letter, _ in self.cells}
+
     def last_reduction(self) -> int | None:
         """Index of the last reduce cell, where the auxiliary head sits."""
         return max((index for index, (letter, _) in enumerate(self.cells) if letter == "D"), default=None)

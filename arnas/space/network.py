@@ -143,6 +143,16 @@ def describe(
         return {"architecture": architecture, "channels": channels or config.RIVALS[architecture]} | sizes
     genotype, document = genotypes.load(architecture)
     placed = Layout.parse(layout) if layout else Layout.paper(layers, genotypes.widths(document))
+    if document["layout"] and (missing := placed.kinds() - Layout.parse(document["layout"]).kinds()):
+        raise InvalidInput(
+            f"layout {placed} has {' and '.join(sorted(missing))} cells, but genotype {architecture} was searched in "
+            f"{document['layout']}, which has none; choose a layout of the kinds that were searched."
+        )
+    channels = channels or genotypes.channels(document)
+    if channels * min(width for _, width in placed.cells) < 2:
+        raise InvalidInput(
+            f"channels {channels} is too few for layout {placed}: a cell of one filter cannot be halved."
+        )
     if auxiliary and placed.last_reduction() is None:
         raise InvalidInput(
             f"layout {placed} has no reduce cell for an auxiliary head; add one, or set auxiliary_weight to 0."
@@ -151,7 +161,7 @@ def describe(
         "architecture": "genotype",
         "cells": genotype.to_json(),
         "layout": str(placed),
-        "channels": channels or genotypes.channels(document),
+        "channels": channels,
         "auxiliary": auxiliary,
         "drop_path": drop_path,
     } | sizes

@@ -54,7 +54,7 @@ def run(
     key = runtime.key("search", origin.device, packages, settings=settings.model_dump(), images=data.digest)
     with Keeper(store, key, "search") as keeper:
         supernet, history = search(data, settings, keeper)
-    collapses = history.collapses(settings.collapse_limit)
+    collapses = history.collapses(settings)
     for message in collapses:
         runtime.say("search", f"warning: {message}")
     digest = _write(output, supernet, history, data, settings, origin)
@@ -89,7 +89,7 @@ def _write(
         "layout": str(layout(settings)),
         "stem_stride": choose_stem_stride(settings.stem_stride, data.shape),
         "genotype": history.epochs[-1]["genotype"],
-        "collapse": history.collapses(settings.collapse_limit),
+        "collapse": history.collapses(settings),
     }
     with artifacts.publish(output) as folder:
         folder.mkdir()

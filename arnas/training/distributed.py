@@ -204,6 +204,7 @@ def parallel(objective: nn.Module) -> nn.Module:
 class BatchNorm(nn.BatchNorm2d):
     """Batch norm over the batches of all processes; torch's SyncBatchNorm is for GPUs only."""
 
+    fusible = False  # kernels take the statistics of what they see
     running_mean: Tensor
     running_var: Tensor
     num_batches_tracked: Tensor

@@ -73,8 +73,7 @@ def train(network: Classifier, images: ImageSet, recipe: Retrain, keeper: Keeper
         return state | ({"averaged": averaged.state_dict()} if averaged is not None else {})
 
     indices = torch.cat([images.splits["weights"], images.splits["architecture"]])
-    # the last batch is dropped, unless it is the only one
-    steps = max(len(indices) // recipe.batch_size, 1)
+    steps = len(indices) // recipe.batch_size  # the last, smaller batch is dropped
     done, total = progress.epoch * steps + progress.step, recipe.epochs * steps
     distributed.require_same(
         done, "The processes found different checkpoints; name a folder or bucket of checkpoints that all of them see."

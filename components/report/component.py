@@ -26,7 +26,7 @@ def report(
         supernet: Searched supernet, as written by the search component.
         genotype: Genotype, as written by the derive component.
         networks: Models, as written by the retrain component.
-        evaluations: Their white-box evaluations, in the same order.
+        evaluations: Their white-box evaluations, in any order.
         blackbox: Black-box evaluation of all of them.
         transfer_network: Model trained on the other data set; without it the report has no
             transfer section. Default: none.

@@ -66,6 +66,15 @@ def whitebox(shards=1, autoattack_images=0, curve_images=0, **sizes):
     return state
 
 
+def test_steps_are_a_quarter_of_epsilon_unless_told_and_reach_its_end():
+    for told in (Whitebox(), Whitebox(norm="l2", epsilon=0.5), Whitebox(epsilon=0.5, step_size=0.1)):
+        attack = WhiteboxEvaluation(None, None, told, {})._pgd(told.epsilon, 20)
+        assert attack.step_size == (told.step_size or told.epsilon / 4)
+        assert attack.step_size * attack.steps > 2 * told.epsilon
+    assert WhiteboxEvaluation(None, None, Whitebox(), {})._pgd(8 / 255, 20).step_size == 2 / 255
+    assert attack.step_size == 0.1 and WhiteboxEvaluation(None, None, told, {})._pgd(0.25, 20).step_size == 0.05
+
+
 @settings(max_examples=8)
 @given(block=st.integers(5, 50), batch=st.integers(3, 50), shards=st.integers(1, 4))
 def test_outcomes_depend_on_the_block_and_not_on_batches_or_shards(block, batch, shards):

@@ -22,6 +22,7 @@ from arnas.space.layout import NODES, Layout
 from arnas.space.network import build
 from arnas.space.operations import OPERATIONS
 from arnas.space.supernet import Supernet
+from arnas.training import distributed
 
 assert os.environ.get("TRITON_INTERPRET") == "1"
 
@@ -160,6 +161,16 @@ def test_what_is_not_a_number_stays_so_that_a_diverged_run_is_noticed():
     x = torch.ones(1, 1, 4, 4)
     x[0, 0, 0, 0] = torch.nan
     assert depthwise.relu_depthwise(x, torch.ones(1, 1, 3, 3), 1, 1).isnan().sum() == 4
+
+
+def test_a_norm_over_several_processes_computes_its_statistics_itself():
+    class OfAll(distributed.BatchNorm):
+        def forward(self, images):
+            return nn.functional.batch_norm(images, torch.full((2,), 3.0), torch.full((2,), 4.0))
+
+    x, convolution = torch.rand(2, 2, 5, 5), nn.Conv2d(2, 2, 3, padding=1, groups=2, bias=False)
+    norm = OfAll(2)
+    torch.testing.assert_close(kernels.relu_depthwise(x, convolution, norm), convolution(norm(x).relu()))
 
 
 def test_kernels_are_for_the_fast_form_and_what_they_can_do(monkeypatch):

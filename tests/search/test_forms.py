@@ -34,6 +34,27 @@ def take(step, number, form, monkeypatch, found=None):
     step(*batch(number))
 
 
+def test_joined_attacks_start_where_single_ones_do():
+    step = begin()
+    attack, batches = step.attack._attack, batch(0)
+    torch.manual_seed(5)
+    alone = [attack(step.model, *one) for one in batches]
+    torch.manual_seed(5)
+    for mine, reference in zip(step.attack(step.model, *batches), alone, strict=True):
+        torch.testing.assert_close(mine, reference, rtol=0, atol=1e-15)
+
+
+def test_where_memory_is_short_attacks_stay_apart_and_it_is_said(monkeypatch, capsys):
+    step = begin()
+    monkeypatch.setattr(runtime, "free_memory", lambda device: 3 * 2**30)
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: 2**29)
+    monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda device: None)
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: 2**29 + 2**30)
+    step.attack._measured(step.model, batch(0), torch.device("cuda"))
+    assert step.attack._joins is False
+    assert "3.0 GiB of the GPU are free and one takes 1.0" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("method", ["finite_difference", "exact", "first_order"])
 def test_pixels_are_identical_hypergradients_and_weights_equal(method, monkeypatch):
     found = {}

@@ -1,4 +1,5 @@
 import itertools
+import json
 
 import pytest
 import torch
@@ -6,7 +7,7 @@ import torch
 from arnas.errors import InvalidInput
 from arnas.space import genotype
 from arnas.space.layout import Layout
-from arnas.space.network import build
+from arnas.space.network import build, describe
 from arnas.space.operations import OPERATIONS
 from arnas.space.supernet import Supernet
 
@@ -30,6 +31,20 @@ def test_every_operation_keeps_channels_and_divides_resolution_rounding_up(opera
     for side in (7, 8):
         output = OPERATIONS[operation](4, stride, affine)(torch.rand(2, 4, side, side))
         assert output.shape == (2, 4, -(-side // stride), -(-side // stride))
+
+
+def test_cells_of_a_kind_that_was_not_searched_are_refused(tmp_path):
+    found, _ = genotype.load("arnas-cifar10")
+    path = tmp_path / "genotype.json"
+    path.write_text(json.dumps(genotype.document(found, "mine", "A1 D2", {})))
+    assert describe(str(path), (3, 8, 8), 5, layout="D1 A1 D2")["layout"] == "D1 A1 D2"
+    with pytest.raises(InvalidInput, match=r"has robust cells, but genotype .* was searched in A1 D2, which has none"):
+        describe(str(path), (3, 8, 8), 5, layout="A1 D2 R2")
+
+
+def test_a_cell_of_one_filter_is_refused():
+    with pytest.raises(InvalidInput, match=r"channels 1 is too few for layout A1 D1 R1"):
+        describe("arnas-cifar10", (3, 8, 8), 5, channels=1, layout="A1 D1 R1")
 
 
 @pytest.mark.parametrize("layout", ["A1", "D1", "R1 D2 A2", "D1 D2 R1", "A1 A3 D2 A2 D4 R4"])
