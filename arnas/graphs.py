@@ -22,7 +22,6 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from arnas import runtime
-from arnas.kernels import twins
 
 Function = Callable[..., Tensor | tuple[Tensor, ...]]
 
@@ -75,7 +74,7 @@ class Replayed:
         return (
             tuple((x.shape, x.stride(), x.dtype, x.device, x.requires_grad) for x in inputs),
             torch.is_grad_enabled(),
-            twins.groups(),
+            runtime.groups(),
             (torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32),
             (torch.is_autocast_enabled("cuda"), torch.get_autocast_dtype("cuda")),
             bytes(module.training for module in self._modules),

@@ -66,6 +66,29 @@ def prepare(name: str = "auto", gpus: int = 0) -> torch.device:
     return chosen
 
 
+#: How many groups of samples a batch consists of, whose batch norms do not see each other
+_groups = 1
+
+
+@contextmanager
+def grouped(groups: int) -> Iterator[None]:
+    """Within, the supernet's batch norms take their statistics group by group, of `groups` equal parts of the batch.
+
+    So several batches pass through it as one, and each has the outcome of a pass of its own.
+    """
+    global _groups
+    before, _groups = _groups, groups
+    try:
+        yield
+    finally:
+        _groups = before
+
+
+def groups() -> int:
+    """How many groups a batch consists of here."""
+    return _groups
+
+
 def free_memory(chosen: torch.device) -> int:
     """Free memory of a GPU in bytes; elsewhere all memory, from which a mapped file makes way by itself."""
     if chosen.type == "cuda":

@@ -14,7 +14,6 @@ from torch.nn import functional
 
 from arnas import runtime
 from arnas.attacks.frozen import frozen
-from arnas.kernels import twins
 
 
 def cross_entropy_per_sample(logits: Tensor, labels: Tensor) -> Tensor:
@@ -60,7 +59,7 @@ class PGD:
         # both balls lie within this box, and the linf ball is all of it
         lowest, highest = (images - self.epsilon).clamp(min=0), (images + self.epsilon).clamp(max=1)
         # each group of a batch starts where it would start alone
-        noise = torch.cat([self._noise(group) for group in images.chunk(twins.groups())])
+        noise = torch.cat([self._noise(group) for group in images.chunk(runtime.groups())])
         adversarial = (images + noise).clamp(lowest, highest)
         for _ in range(self.steps):
             adversarial.requires_grad_()

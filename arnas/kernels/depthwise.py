@@ -22,6 +22,7 @@ import triton
 import triton.language as tl
 from torch import Tensor, nn
 
+from arnas import runtime
 from arnas.kernels import twins
 from arnas.kernels.norm import statistics
 
@@ -256,7 +257,7 @@ class _NormReLUDepthwise(torch.autograd.Function):
         groups = len(table)
         if torch.is_grad_enabled():
             inputs = x, gamma, beta, weight, *ctx.geometry
-            with twins.grouped(groups):
+            with runtime.grouped(groups):
                 return None, *twins.gradients(twins.norm_relu_depthwise, inputs, needed, gradient)
         x, weight, dy = x.contiguous(), weight.contiguous(), gradient.contiguous()
         shapes, norm = _Shapes(groups, x, weight, *ctx.geometry), (table, gamma, beta)
@@ -276,7 +277,7 @@ def relu_depthwise(x: Tensor, weight: Tensor, stride: int, dilation: int) -> Ten
 def norm_relu_depthwise(x: Tensor, norm: nn.BatchNorm2d, weight: Tensor, stride: int, dilation: int) -> Tensor:
     """With a batch norm by the statistics of the batch, which go into its running statistics, or of each of its groups
     if it keeps none."""
-    groups = twins.groups() if norm.running_mean is None else 1
+    groups = runtime.groups() if norm.running_mean is None else 1
     y, table = _NormReLUDepthwise.apply(groups, x, norm.weight, norm.bias, weight, stride, dilation)
     if norm.running_mean is not None and norm.running_var is not None and norm.num_batches_tracked is not None:
         size = x.numel() // x.shape[1]

@@ -21,6 +21,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from arnas import runtime
 from arnas.kernels import twins
 from arnas.kernels.norm import statistics
 
@@ -132,7 +133,7 @@ class _Combine(torch.autograd.Function):
         _, of_total, *needed = ctx.needs_input_grad
         if torch.is_grad_enabled():
             inputs = strengths, *operations
-            with twins.grouped(ctx.groups):
+            with runtime.grouped(ctx.groups):
                 return None, gradient if of_total else None, *twins.gradients(_twin, inputs, needed, gradient)
 
         tables, strengths, dense = ctx.saved_tensors[8:], strengths.contiguous(), gradient.contiguous()
@@ -163,4 +164,4 @@ def _contiguous(operations: Sequence[Tensor]) -> tuple[tuple[Tensor, ...], tuple
 
 
 def combine(total: Tensor | None, plain: Sequence[Tensor], convolved: Sequence[Tensor], strengths: Tensor) -> Tensor:
-    return _Combine.apply(twins.groups(), total, strengths, *plain, *convolved)  # type: ignore[no-any-return]
+    return _Combine.apply(runtime.groups(), total, strengths, *plain, *convolved)  # type: ignore[no-any-return]

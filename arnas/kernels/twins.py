@@ -36,33 +36,10 @@ def combine(total: Tensor | None, plain: Sequence[Tensor], convolved: Sequence[T
     return functools.reduce(torch.add, terms)
 
 
-#: How many groups of samples a batch consists of, whose batch norms do not see each other
-_groups = 1
-
-
-@contextmanager
-def grouped(groups: int) -> Iterator[None]:
-    """Within, each batch norm here takes its statistics group by group, of `groups` equal parts of the batch.
-
-    So several batches pass through a supernet as one, and each has the outcome of a pass of its own.
-    """
-    global _groups
-    before, _groups = _groups, groups
-    try:
-        yield
-    finally:
-        _groups = before
-
-
-def groups() -> int:
-    """How many groups a batch consists of here."""
-    return _groups
-
-
 def batch_norm(x: Tensor, gamma: Tensor | None = None, beta: Tensor | None = None) -> Tensor:
     """By the statistics of the batch, or of each of its groups."""
-    if _groups > 1 or (runtime.fast() and _sums_share_lines(x)):
-        return _BatchNorm.apply(x, gamma, beta, _groups)  # type: ignore[no-any-return]
+    if runtime.groups() > 1 or (runtime.fast() and _sums_share_lines(x)):
+        return _BatchNorm.apply(x, gamma, beta, runtime.groups())  # type: ignore[no-any-return]
     return functional.batch_norm(x, None, None, gamma, beta, training=True, eps=EPS)
 
 

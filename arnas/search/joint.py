@@ -7,7 +7,6 @@ from torch import Tensor, nn
 
 from arnas import runtime
 from arnas.attacks import PGD
-from arnas.kernels import twins
 
 #: Free memory to join two attacks, in units of what one took: its passes are twice as large, and as CUDA graphs they
 #: keep about as much again (1.7 to 1.9 times as much in all on an H100, torch 2.11)
@@ -37,7 +36,7 @@ class JointAttack:
             self._joins = True
         if not self._joins:
             return self._apart(model, batches)
-        with twins.grouped(len(batches)):
+        with runtime.grouped(len(batches)):
             return self._attack(model, torch.cat(images), torch.cat(labels)).chunk(len(batches))
 
     def _apart(self, model: nn.Module, batches: Sequence[tuple[Tensor, Tensor]]) -> Sequence[Tensor]:

@@ -22,7 +22,7 @@ def batch_norm(channels: int, affine: bool) -> nn.BatchNorm2d:
 
 
 class BatchStatisticsNorm(nn.BatchNorm2d):
-    """By batch statistics only, those of each group within `twins.grouped`."""
+    """By batch statistics only, those of each group within `runtime.grouped`."""
 
     def __init__(self, channels: int, affine: bool):
         super().__init__(channels, affine=affine, track_running_stats=False)

@@ -14,7 +14,7 @@ from torch import nn
 from torch.autograd import gradcheck, gradgradcheck
 from torch.nn import functional
 
-from arnas import kernels
+from arnas import kernels, runtime
 from arnas.kernels import depthwise, edge, pointwise, twins
 from arnas.kernels.norm import statistics
 from arnas.space.folding import Folded
@@ -100,7 +100,7 @@ def test_batch_norms_of_groups_do_not_see_each_other(shape, layout, groups, kern
     for parameter in norm.parameters():
         nn.init.normal_(parameter)
     operations = [random(*shape, layout=layout) for _ in range(7)]
-    with twins.grouped(groups):
+    with runtime.grouped(groups):
         convolved = depthwise.norm_relu_depthwise(x, norm, weight, stride, dilation)
         combined = edge.combine(None, operations[:3], operations[3:], strengths)
     expected = [

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.autograd import gradcheck, gradgradcheck
 
+from arnas import runtime
 from arnas.errors import InvalidInput
 from arnas.kernels import twins
 from arnas.runtime import fast
@@ -142,7 +143,7 @@ def test_batch_norm_in_groups_is_that_of_each_group_alone(groups, size, channels
     images = torch.randn(groups * size, channels, 3, 4, dtype=torch.float64).to(memory_format=torch.channels_last)
     inputs = [images.requires_grad_()]
     inputs += [torch.randn(channels, dtype=torch.float64, requires_grad=True) for _ in range(2 * scaled)]
-    with twins.grouped(groups):
+    with runtime.grouped(groups):
         output = twins.batch_norm(*inputs)
     parts = [nn.functional.batch_norm(part, None, None, *inputs[1:], training=True) for part in images.chunk(groups)]
     expected = torch.cat(parts)
