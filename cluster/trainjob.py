@@ -135,7 +135,7 @@ def job(
     labels = {key: value for key, value in runtime["metadata"].get("labels", {}).items() if key.startswith(KUEUE)}
     metadata: dict[str, Any] = {"name": name, "labels": {"app.kubernetes.io/part-of": "arnas"} | labels}
     if pod:
-        trainer["image"] = next(container.image for container in pod.spec.containers if container.name == "main")
+        trainer["image"] = pods.image(pod)
         owner = {"apiVersion": "v1", "kind": "Pod", "name": pod.metadata.name, "uid": pod.metadata.uid}
         metadata["ownerReferences"] = [owner]
     reference = {"apiGroup": GROUP, "kind": "TrainingRuntime", "name": runtime["metadata"]["name"]}
@@ -209,11 +209,7 @@ class Trainer:
 
     def own_pod(self) -> Any:
         """The pod of this task; None where Kubeflow does not tell which that is."""
-        if not (pod := os.environ.get("KFP_POD_NAME")):
-            return None
-        return self._asked(
-            lambda: self._core().read_namespaced_pod(pod, self.namespace, _request_timeout=TIMEOUT), absent=404
-        )
+        return self._asked(lambda: pods.own(self._core(), self.namespace), absent=404)
 
     def _begin(self, wanted: Mapping[str, Any]) -> None:
         name, said = wanted["metadata"]["name"], False
