@@ -204,9 +204,11 @@ class Bucket:
         """Write, list, read and remove a small object, so that what is missing is known before work starts."""
         name, content = f".probe-{os.urandom(8).hex()}", os.urandom(1024)
         self.put(name, content)
-        with tempfile.TemporaryDirectory() as scratch:
-            there = name in self.list(".probe-") and self.get(name, Path(scratch) / name)
-        self.remove(name)
+        try:
+            with tempfile.TemporaryDirectory() as scratch:
+                there = name in self.list(".probe-") and self.get(name, Path(scratch) / name)
+        finally:
+            self.remove(name)
         if not there:
             raise InvalidInput(f"{self.place} does not give back what is written there; choose a consistent store.")
 

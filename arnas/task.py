@@ -6,7 +6,7 @@ artifact is whatever has a `path` and a `metadata` dictionary.
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -38,16 +38,21 @@ def gpus(promised: str) -> int:
     return int(promised)
 
 
-def record(artifact: Artifact, figures: Mapping[str, Any], metrics: Artifact | None = None) -> None:
+def record(
+    artifact: Artifact, figures: Mapping[str, Any], metrics: Artifact | None = None, forms: Sequence[Artifact] = ()
+) -> None:
     """Describe an artifact to whoever looks at the run: its digests, its seed, the versions, the stage's figures.
 
     Args:
         artifact: What the stage wrote.
         figures: What the stage returned.
         metrics: Where the numbers among the figures go once more, for comparison between runs.
+        forms: What shows the same in another form, such as a page, and is described by the same words.
     """
     versions = ", ".join(f"{name} {version}" for name, version in runtime.versions().items())
     artifact.metadata.update({**describe(artifact.path), "versions": versions, **figures})
+    for form in forms:
+        form.metadata.update(artifact.metadata)
     if metrics is not None:
         metrics.metadata.update({name: figure for name, figure in figures.items() if isinstance(figure, int | float)})
 

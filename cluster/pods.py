@@ -42,6 +42,17 @@ def silence() -> tuple[type[Exception], ...]:
     return ApiException, HTTPError, AttributeError, ValueError
 
 
+def own(core: Any, namespace: str) -> Any:
+    """The pod of this task; None where Kubeflow does not tell which that is."""
+    name = os.environ.get("KFP_POD_NAME")
+    return core.read_namespaced_pod(name, namespace, _request_timeout=TIMEOUT) if name else None
+
+
+def image(pod: Any) -> str:
+    """What a task's program runs in."""
+    return str(next(container.image for container in pod.spec.containers if container.name == "main"))
+
+
 def waiting(core: Any, namespace: str, run_id: str) -> dict[str, str]:
     """Tasks of a run whose pods do not start, and what keeps them."""
     found = _pods(core, namespace, run_id)

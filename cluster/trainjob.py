@@ -1,7 +1,7 @@
 """Retraining over several nodes: a TrainJob of Kubeflow Trainer 2 that is made, followed and removed.
 
 The nodes get their inputs from the bucket of the checkpoints, run `arnas retrain`, and leave the model there. What else
-they have (pool, memory, volumes, rights) says the TrainingRuntime: manifests/components/trainer.
+they have (pool, memory, volumes, rights, queue) says the TrainingRuntime: manifests/components/trainer.
 """
 
 import json
@@ -24,6 +24,7 @@ from cluster.pods import TIMEOUT
 
 GROUP, VERSION, PLURAL = "trainer.kubeflow.org", "v1alpha1", "trainjobs"
 CONTAINER = "node"  # Trainer's name for the one that trains
+KUEUE = "kueue.x-k8s.io/"  # how its labels begin: queue-name, priority-class
 PAUSE = 5.0  # seconds between two looks at the job
 
 
@@ -86,6 +87,7 @@ def retrain(
     place = f"{checkpoints.rstrip('/')}/{title}"
     trainer = Trainer.here()
     if not objects.is_whole(f"{place}/model"):
+        found = trainer.runtime(runtime)
         if not objects.is_whole(f"{place}/images"):
             objects.upload(Path(images), f"{place}/images")
         if genotype:
@@ -96,7 +98,7 @@ def retrain(
         if overrides:
             words += ["--set", *(f"{key}={json.dumps(value)}" for key, value in overrides.items())]
         command = ["python3", "-m", "arnas.cli", "retrain", f"{place}/images", f"{place}/model", *words]
-        trainer.run(job(title, command, nodes, gpus, accelerator, runtime, secret, trainer.own_pod()))
+        trainer.run(job(title, command, nodes, gpus, accelerator, found, secret, trainer.own_pod()))
     with artifacts.publish(output) as folder:
         folder.mkdir()
         objects.download(f"{place}/model", folder)
@@ -108,28 +110,48 @@ def retrain(
 
 
 def job(
-    name: str, command: list[str], nodes: int, gpus: int, accelerator: str, runtime: str, secret: str, pod: Any = None
+    name: str,
+    command: list[str],
+    nodes: int,
+    gpus: int,
+    accelerator: str,
+    runtime: Mapping[str, Any],
+    secret: str,
+    pod: Any = None,
 ) -> dict[str, Any]:
-    """The TrainJob as an object; a task's pod gives the nodes its image, and takes them along when it is removed."""
+    """The TrainJob as an object; a task's pod gives the nodes its image, and takes them along when it is removed.
+
+    It waits in the queue of Kueue that the labels of its TrainingRuntime name.
+    """
     trainer: dict[str, Any] = {"numNodes": nodes, "numProcPerNode": max(gpus, 1), "command": command}
     told = ("AWS_ENDPOINT_URL", "AWS_REGION", "ARNAS_S3_PATIENCE")  # no secrets: the nodes read those themselves
     trainer["env"] = [{"name": key, "value": os.environ[key]} for key in told if os.environ.get(key)]
     if secret:
         for variable, key in (("AWS_ACCESS_KEY_ID", "accesskey"), ("AWS_SECRET_ACCESS_KEY", "secretkey")):
             trainer["env"] += [{"name": variable, "valueFrom": {"secretKeyRef": {"name": secret, "key": key}}}]
-    if gpus:
-        trainer["resourcesPerNode"] = {"limits": {accelerator: str(gpus)}}
-    metadata: dict[str, Any] = {"name": name, "labels": {"app.kubernetes.io/part-of": "arnas"}}
+    if gpus:  # with all that the runtime gives: before 2.3, Trainer lets this take the place of it
+        own = _resources(runtime)
+        trainer["resourcesPerNode"] = own | {"limits": own.get("limits", {}) | {accelerator: str(gpus)}}
+    labels = {key: value for key, value in runtime["metadata"].get("labels", {}).items() if key.startswith(KUEUE)}
+    metadata: dict[str, Any] = {"name": name, "labels": {"app.kubernetes.io/part-of": "arnas"} | labels}
     if pod:
-        trainer["image"] = next(container.image for container in pod.spec.containers if container.name == "main")
+        trainer["image"] = pods.image(pod)
         owner = {"apiVersion": "v1", "kind": "Pod", "name": pod.metadata.name, "uid": pod.metadata.uid}
         metadata["ownerReferences"] = [owner]
+    reference = {"apiGroup": GROUP, "kind": "TrainingRuntime", "name": runtime["metadata"]["name"]}
     return {
         "apiVersion": f"{GROUP}/{VERSION}",
         "kind": "TrainJob",
         "metadata": metadata,
-        "spec": {"runtimeRef": {"apiGroup": GROUP, "kind": "TrainingRuntime", "name": runtime}, "trainer": trainer},
+        "spec": {"runtimeRef": reference, "trainer": trainer},
     }
+
+
+def _resources(runtime: Mapping[str, Any]) -> dict[str, Any]:
+    """Requests and limits of the container that trains."""
+    nodes = [each["template"]["spec"]["template"] for each in runtime["spec"]["template"]["spec"]["replicatedJobs"]]
+    containers = [container for node in nodes for container in node["spec"]["containers"]]
+    return next((each.get("resources", {}) for each in containers if each["name"] == CONTAINER), {})
 
 
 @dataclass(frozen=True)
@@ -170,13 +192,24 @@ class Trainer:
         """Delete a TrainJob, if it is there; it is gone when its nodes are, which save their state before."""
         self._jobs("delete", name, propagation_policy="Foreground")
 
+    def runtime(self, name: str) -> Any:
+        """A TrainingRuntime.
+
+        Raises:
+            InvalidInput: There is none of that name, or this account may not look.
+        """
+        from kubernetes import client
+
+        ask, where = client.CustomObjectsApi(self.api).get_namespaced_custom_object, (GROUP, VERSION, self.namespace)
+        found = self._asked(lambda: ask(*where, "trainingruntimes", name, _request_timeout=TIMEOUT), absent=404)
+        if found is None:
+            mend = "kubectl apply -k manifests/components/trainer makes the runtime arnas"
+            raise InvalidInput(f"There is no TrainingRuntime {name} in {self.namespace}; {mend}.")
+        return found
+
     def own_pod(self) -> Any:
         """The pod of this task; None where Kubeflow does not tell which that is."""
-        if not (pod := os.environ.get("KFP_POD_NAME")):
-            return None
-        return self._asked(
-            lambda: self._core().read_namespaced_pod(pod, self.namespace, _request_timeout=TIMEOUT), absent=404
-        )
+        return self._asked(lambda: pods.own(self._core(), self.namespace), absent=404)
 
     def _begin(self, wanted: Mapping[str, Any]) -> None:
         name, said = wanted["metadata"]["name"], False

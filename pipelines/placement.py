@@ -37,7 +37,11 @@ Name = Annotated[str, StringConstraints(pattern=r"^[a-z0-9]([-a-z0-9]{0,61}[a-z0
 Key = Annotated[str, StringConstraints(pattern=r"^[-._a-zA-Z0-9]{1,253}$")]
 Variable = Annotated[str, StringConstraints(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
 
-CONFIDENTIAL = re.compile(r"SECRET|TOKEN|PASSWORD|ACCESS_KEY|API_KEY", re.IGNORECASE)  # within a variable's name
+#: Within a variable's name, and whole words at its end; TOKENIZERS_PARALLELISM, KEYBOARD and SSH_KEY_FILE are none
+CONFIDENTIAL = re.compile(
+    r"SECRET|TOKEN(?!IZ)|PASSW(OR)?D|PASSPHRASE|(ACCESS|API|PRIVATE)_?KEY|(^|_)(KEYS?|PASS|CREDENTIALS?)$|_PWD$",
+    re.IGNORECASE,
+)
 USER = re.compile(r"://[^/\s]*@|^[^/\s]+:[^/\s]+@")  # within an address
 
 

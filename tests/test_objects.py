@@ -2,6 +2,7 @@
 
 import hashlib
 import http.server
+import json
 import os
 import re
 import secrets
@@ -79,6 +80,24 @@ def test_the_whole_bucket_is_a_place(bucket):
 
 def test_a_probe_leaves_nothing(bucket):
     objects.Bucket(bucket).probe()
+    assert names(bucket) == []
+
+
+@pytest.mark.parametrize("lacking", ["s3:ListBucket", "s3:GetObject"])
+def test_a_probe_leaves_nothing_where_a_right_is_missing(bucket, minio, tmp_path, lacking):
+    rights = {f"s3:{name}" for name in ("GetBucketLocation", "PutObject", "ListBucket", "GetObject", "DeleteObject")}
+    statement = {"Effect": "Allow", "Action": sorted(rights - {lacking}), "Resource": ["arn:aws:s3:::*"]}
+    (tmp_path / "policy").write_text(json.dumps({"Version": "2012-10-17", "Statement": [statement]}))
+    user, secret = f"user-{secrets.token_hex(4)}", secrets.token_hex(8)
+    owner = StaticProvider(minio.access_key, minio.secret_key)
+    admin = MinioAdmin(endpoint=f"127.0.0.1:{minio.port}", credentials=owner, secure=False)
+    admin.user_add(user, secret)
+    admin.policy_add(user, tmp_path / "policy")
+    admin.policy_set(user, user=user)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("AWS_ACCESS_KEY_ID", user)
+        patch.setenv("AWS_SECRET_ACCESS_KEY", secret)
+        assert "denies access" in refusal(objects.Bucket(bucket).probe)
     assert names(bucket) == []
 
 

@@ -12,9 +12,10 @@ def derive(supernet: dsl.Input[dsl.Model], genotype: dsl.Output[dsl.Artifact], d
 
     Returns:
         genotype: Genotype as JSON. Its metadata carries its digest, those of supernet and image set, and the seed.
-        drawing: The three cells, drawn.
+        drawing: The three cells, drawn. Its metadata is that of the genotype.
     """
     from arnas import task
     from arnas.stages import derive
 
-    task.record(genotype, derive.run(supernet.path, genotype.path, drawing=drawing.path))
+    figures = derive.run(supernet.path, genotype.path, drawing=drawing.path)
+    task.record(genotype, figures, forms=[drawing])

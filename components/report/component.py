@@ -35,7 +35,7 @@ def report(
         overrides: Changes of the preset that were made. Default: none.
 
     Returns:
-        html: Self-contained report.
+        html: Self-contained report. Its metadata is that of the scores.
         scores: Scores as JSON. Its metadata carries every model's accuracies, and the versions.
         metrics: The same accuracies, in [0, 1], by model and attack, such as "searched autoattack".
     """
@@ -57,4 +57,4 @@ def report(
         transfer=(transfer_network.path, transfer_evaluation.path) if transfer_network else None,
         settings=config.load(preset, overrides),
     )
-    task.record(scores, figures, metrics)
+    task.record(scores, figures, metrics, [html])

@@ -30,9 +30,9 @@ def study(
         overrides: Changes of the preset that all variants have. Default: none.
 
     Returns:
-        html: Self-contained page.
+        html: Self-contained page. Its metadata is that of the result.
         result: All figures as JSON. Its metadata carries the main ones, and the versions.
-        table: A row for each variant, as CSV.
+        table: A row for each variant, as CSV. Its metadata is that of the result.
         metrics: By attack the mean accuracy and its spread (sample standard deviation) where the variants differ in
             their seed alone; else accuracies by variant and attack. All in [0, 1].
     """
@@ -50,4 +50,4 @@ def study(
         page=html.path,
         table=table.path,
     )
-    task.record(result, figures, metrics)
+    task.record(result, figures, metrics, [html, table])

@@ -39,7 +39,8 @@ def trainjob(
         nodes: How many nodes train, from 1. Default: 2.
         gpus_per_node: GPUs of each node, from 0; nodes without one train on their CPU. Default: 1.
         accelerator: Name of the GPUs as a resource, such as nvidia.com/gpu or amd.com/gpu. Default: nvidia.com/gpu.
-        runtime: Name of the TrainingRuntime in this namespace (manifests/components/trainer). Default: arnas.
+        runtime: Name of the TrainingRuntime in this namespace (manifests/components/trainer), which says pool, memory
+            and queue of the nodes. Default: arnas.
         secret: Name of the Kubernetes secret in this namespace with the store's accesskey and secretkey, for the nodes;
             empty: the runtime gives them. Default: mlpipeline-minio-artifact, that of a stock KFP.
 

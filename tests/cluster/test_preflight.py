@@ -684,6 +684,20 @@ def test_as_a_task_it_asks_for_its_own_account_and_leaves_its_findings(site, tmp
     assert "fine     rights: pipeline-runner has the rights that a run needs" in capsys.readouterr().out
 
 
+def test_as_a_task_it_asks_for_the_image_that_it_runs_in_itself(site, tmp_path, monkeypatch):
+    image = "registry.example.org/arnas:0.1.0"
+    pod = preflight._pod(site.needs.model_copy(update={"images": [image]}))
+    made = kubernetes.client.CoreV1Api(site.admin).create_namespaced_pod(site.name, pod)
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "")
+    monkeypatch.setenv("KFP_POD_NAME", made.metadata.name)
+    task(site, tmp_path / "findings", monkeypatch=monkeypatch)
+    found = {finding["check"]: finding for finding in json.loads((tmp_path / "findings").read_text())["findings"]}
+    assert found["image"]["what"] == f"{image} always means the same content"
+    monkeypatch.setenv("KFP_POD_NAME", "gone")
+    task(site, tmp_path / "others", monkeypatch=monkeypatch)
+    assert json.loads((tmp_path / "others").read_text())["ready"]
+
+
 def test_as_a_task_it_fails_with_a_sentence_where_something_is_missing(site, tmp_path, monkeypatch):
     monkeypatch.setenv("AWS_ENDPOINT_URL", "")
     sentence = r"The cluster lacks what this run needs: There is no bucket absent at \S+; .*Kueue is not installed\."

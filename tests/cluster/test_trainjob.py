@@ -1,6 +1,8 @@
 """TrainJobs against a real API server with Kubeflow Trainer's definitions; what its controller does is done here."""
 
+import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -43,7 +45,7 @@ def namespace(cluster, define, tmp_path):
     define("components/trainer")
     name = f"trainjob-{os.urandom(4).hex()}"
     cluster.kubectl("create", "namespace", name)
-    (runtime,) = (thing for thing in rendered("components/trainer") if thing["kind"] == "TrainingRuntime")
+    runtime = ours()
     runtime["metadata"]["namespace"] = name
     cluster.kubectl("apply", "--server-side", "-f-", stdin=yaml.safe_dump(runtime))
     return name
@@ -78,8 +80,15 @@ def require_gone(trainer, name):
         time.sleep(0.1)
 
 
-def wanted(name="job", nodes=2, gpus=4, pod=None):
-    return trainjob.job(name, COMMAND, nodes, gpus, "nvidia.com/gpu", "arnas", "mlpipeline-minio-artifact", pod)
+def ours():
+    """The runtime of our manifests."""
+    (runtime,) = (thing for thing in rendered("components/trainer") if thing["kind"] == "TrainingRuntime")
+    return runtime
+
+
+def wanted(name="job", nodes=2, gpus=4, pod=None, runtime=None):
+    secret = "mlpipeline-minio-artifact"
+    return trainjob.job(name, COMMAND, nodes, gpus, "nvidia.com/gpu", runtime or ours(), secret, pod)
 
 
 def hold(trainer, name, held):
@@ -153,7 +162,7 @@ def test_the_api_server_takes_the_job(trainer):
     def complete():
         made = when_made(trainer, "job")
         assert made["spec"]["trainer"]["command"] == COMMAND
-        assert made["spec"]["trainer"]["resourcesPerNode"] == {"limits": {"nvidia.com/gpu": "4"}}
+        assert made["spec"]["trainer"]["resourcesPerNode"]["limits"]["nvidia.com/gpu"] == "4"
         assert made["spec"]["runtimeRef"]["kind"] == "TrainingRuntime"
         keys = [each["valueFrom"]["secretKeyRef"] for each in made["spec"]["trainer"]["env"] if "valueFrom" in each]
         assert keys == [{"name": "mlpipeline-minio-artifact", "key": key} for key in ("accesskey", "secretkey")]
@@ -163,6 +172,38 @@ def test_the_api_server_takes_the_job(trainer):
         trainer.run(wanted())
     trainer.remove("job")
     require_gone(trainer, "job")
+
+
+def test_nodes_with_gpus_keep_the_processor_and_memory_that_their_runtime_gives(trainer, cluster):
+    """As a site has set them in the cluster; Trainer before 2.3 gives a node what the job says, and nothing else."""
+    container = "/spec/template/spec/replicatedJobs/0/template/spec/template/spec/containers/0"
+    patch = [{"op": "replace", "path": f"{container}/resources/limits/memory", "value": "48Gi"}]
+    where = ("patch", "trainingruntime", "arnas", f"--namespace={trainer.namespace}", "--type=json")
+    cluster.kubectl(*where, f"--patch={json.dumps(patch)}")
+    made = trainer._jobs("create", wanted(runtime=trainer.runtime("arnas")), field_validation="Strict")
+    assert made["spec"]["trainer"]["resourcesPerNode"] == {
+        "requests": {"cpu": "2", "memory": "8Gi"},
+        "limits": {"memory": "48Gi", "nvidia.com/gpu": "4"},
+    }
+    assert made["spec"]["runtimeRef"]["name"] == "arnas"
+    assert "resourcesPerNode" not in wanted(gpus=0)["spec"]["trainer"]  # the runtime's own hold
+
+
+def test_a_job_waits_in_the_queue_that_its_runtime_names_and_else_in_none(trainer, cluster):
+    assert wanted()["metadata"]["labels"] == {"app.kubernetes.io/part-of": "arnas"}
+    page = (Path(__file__).parents[2] / "docs" / "multi-gpu.md").read_text(encoding="utf-8")
+    (command,) = re.findall(r"^kubectl -n kubeflow (label trainingruntime .*)$", page, re.MULTILINE)
+    cluster.kubectl(*command.split(), "kueue.x-k8s.io/priority-class=low", f"--namespace={trainer.namespace}")
+    made = trainer._jobs("create", wanted(runtime=trainer.runtime("arnas")), field_validation="Strict")
+    queued = {"kueue.x-k8s.io/queue-name": "arnas", "kueue.x-k8s.io/priority-class": "low"}
+    assert made["metadata"]["labels"] == {"app.kubernetes.io/part-of": "arnas"} | queued
+
+
+def test_a_runtime_that_is_not_there_is_named(trainer):
+    with pytest.raises(
+        InvalidInput, match=r"There is no TrainingRuntime other in trainjob-\w+; kubectl apply -k manifests"
+    ):
+        trainer.runtime("other")
 
 
 def test_a_task_joins_a_job_that_goes_on(trainer, capsys):
@@ -360,7 +401,7 @@ def test_the_rights_of_our_manifests_are_enough(cluster, namespace, monkeypatch)
         set_condition(master, "job", "Complete", "done")
 
     with meanwhile(complete):
-        trainer.run(wanted())
+        trainer.run(wanted(runtime=trainer.runtime("arnas")))
     trainer.remove("job")
 
 
@@ -447,6 +488,9 @@ class Nodes:
 
     def __init__(self, model, damaged, cleaning):
         self.model, self.damaged, self.cleaning = model, damaged, cleaning
+
+    def runtime(self, name):
+        return ours()
 
     def own_pod(self):
         return None

@@ -97,7 +97,7 @@ def test_search_passes_overridden_settings_and_the_place_of_checkpoints(monkeypa
 def test_derive_writes_genotype_and_drawing(monkeypatch: pytest.MonkeyPatch) -> None:
     told, artifacts = call("derive", monkeypatch)
     assert told == mock.call("/at/supernet", "/at/genotype", drawing="/at/drawing")
-    assert artifacts["genotype"].metadata == described(FIGURES)
+    assert artifacts["genotype"].metadata == artifacts["drawing"].metadata == described(FIGURES)
 
 
 def test_retrain_follows_the_recipe_of_its_model(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -134,6 +134,7 @@ def test_study_passes_models_evaluations_and_variants(monkeypatch: pytest.Monkey
     assert settings.search.epochs == 3
     assert told.kwargs == {"name": "seeds", "blackbox": None, "page": "/at/html", "table": "/at/table"}
     assert artifacts["result"].metadata == described(FIGURES)
+    assert artifacts["html"].metadata == artifacts["table"].metadata == described(FIGURES)
     assert artifacts["metrics"].metadata == NUMBERS
     told, _ = call("study", monkeypatch, **lists, blackbox=artifact("e"))
     assert told.kwargs["blackbox"] == "/at/e"
@@ -205,7 +206,7 @@ def test_report_gathers_everything_with_or_without_a_transfer(
     assert told.kwargs["evaluations"] == ["/at/c", "/at/d"]
     assert told.kwargs["transfer"] == (("/at/tn", "/at/te") if transferred else None)
     assert told.kwargs["settings"].search.epochs == 3
-    assert artifacts["scores"].metadata == described(FIGURES)
+    assert artifacts["scores"].metadata == artifacts["html"].metadata == described(FIGURES)
     assert artifacts["metrics"].metadata == NUMBERS
 
 

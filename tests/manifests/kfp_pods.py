@@ -63,7 +63,9 @@ def _pod(name, container, settings, values, service_account):
     assert not settings.keys() - KNOWN, f"{name} has settings that are not looked at: {settings.keys() - KNOWN}"
 
     def told(setting):
-        """The value of a run's parameter; parameters keep their names on the way into loops and conditions."""
+        """The value of a run's parameter, which keeps its name on the way into loops; or what was compiled in."""
+        if "runtimeValue" in setting:
+            return setting["runtimeValue"]["constant"]
         return values[setting["componentInputParameter"].removeprefix("pipelinechannel--")]
 
     def secret(setting):

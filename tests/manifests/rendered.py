@@ -8,7 +8,7 @@ import yaml
 
 MANIFESTS = Path(__file__).parents[2] / "manifests"
 OVERLAYS = ["overlays/laptop", "overlays/cluster"]
-COMPONENTS = [f"components/{name}" for name in ("gpu", "kueue", "pipeline-root", "trainer")]
+COMPONENTS = [f"components/{name}" for name in ("gpu", "kueue", "pipeline-root", "preflight", "trainer")]
 
 
 def text(folder):

@@ -11,7 +11,9 @@ from kubernetes import client, config
 from manifests.kfp_pods import pods
 from manifests.rendered import COMPONENTS, MANIFESTS, OVERLAYS, label, objects, pod_specs, text
 
-PIPELINES = sorted(file for file in (MANIFESTS.parent / "pipelines").glob("*.yaml") if file.name != "placement.yaml")
+from pipelines import generate, placement
+
+PIPELINES = [generate.place_of(name) for name in generate.PIPELINES]
 
 
 @pytest.fixture(scope="module")
@@ -124,6 +126,44 @@ def test_every_pod_that_kfp_makes_of_our_pipelines_is_admitted(admit, file, argu
     assert len(found) >= 2
     for pod in found.values():
         admit(pod["spec"], pod["metadata"]["labels"])
+
+
+def test_every_pipeline_that_is_generated_is_looked_at():
+    known = set((MANIFESTS.parent / "pipelines").rglob("*.yaml")) - {placement.COMMITTED}
+    assert set(PIPELINES) == known and len(known) > 5
+
+
+SITE = """
+preflight: true
+private_ca: true
+gpu_tasks:
+  affinity:
+    requiredDuringSchedulingIgnoredDuringExecution:
+      nodeSelectorTerms: [{matchExpressions: [{key: nvidia.com/gpu.memory, operator: Gt, values: ["40000"]}]}]
+  queue: arnas
+  priority: low
+secret_environment: {HTTPS_PROXY: {secret: proxy, key: url}}
+"""
+
+
+@pytest.mark.parametrize("name", generate.PIPELINES)
+def test_every_pod_of_a_sites_own_placement_is_admitted(admit, name, tmp_path):
+    (tmp_path / "site.yaml").write_text(SITE)
+    file = generate.compile_pipeline(name, tmp_path / "site" / "own.yaml", placement=tmp_path / "site.yaml")
+    found = pods(file, "arnas-runner")
+    assert "exec-preflight" in found
+    for pod in found.values():
+        spec, labels = pod["spec"], pod["metadata"]["labels"]
+        computes = "nvidia.com/gpu" in _main(spec)["resources"]["limits"]
+        assert ("affinity" in spec, labels.get("kueue.x-k8s.io/queue-name")) == (
+            computes,
+            "arnas" if computes else None,
+        )
+        told = [each["valueFrom"]["secretKeyRef"]["name"] for each in _main(spec)["env"] if "valueFrom" in each]
+        assert "proxy" in told
+        volumes = [each["secret"]["secretName"] for each in spec["volumes"] if "secret" in each]
+        assert volumes == [name for name in dict.fromkeys(told) if name != "proxy"]  # where the store is, its CA is
+        admit(spec, labels)
 
 
 @pytest.mark.parametrize("file", PIPELINES, ids=lambda file: file.stem)

@@ -9,7 +9,7 @@ import yaml
 
 from arnas.errors import InvalidInput
 from pipelines import placement
-from pipelines.generate import PIPELINES, ROOT, compile_all, place_of
+from pipelines.generate import PIPELINES, ROOT, compile_all, compile_pipeline, place_of
 
 GPU = {"search", "retrain", "whitebox", "blackbox", "transfer"}
 CPU = {"prepare", "derive", "merge", "study", "report"}
@@ -246,7 +246,12 @@ def test_loops_are_as_wide_as_the_site_allows(site: Path) -> None:
 def test_mig_and_amd_are_names_in_a_file(tmp_path: Path) -> None:
     for name in ("nvidia.com/mig-1g.10gb", "amd.com/gpu"):
         (tmp_path / "my.yaml").write_text(f"accelerator: {name}\n")
-        assert placement.load(tmp_path / "my.yaml").parameters()["accelerator"] == name
+        file = compile_pipeline("arnas", tmp_path / "arnas.yaml", placement=tmp_path / "my.yaml")
+        specification, _ = yaml.safe_load_all(file.read_text())
+        assert specification["root"]["inputDefinitions"]["parameters"]["accelerator"]["defaultValue"] == name
+        containers = [each["container"] for each in specification["deploymentSpec"]["executors"].values()]
+        asked = [each["resources"]["accelerator"] for each in containers if "accelerator" in each["resources"]]
+        assert {each["resourceType"] for each in asked} == {"{{$.inputs.parameters['pipelinechannel--accelerator']}}"}
 
 
 @pytest.mark.parametrize(
@@ -268,6 +273,13 @@ def test_mig_and_amd_are_names_in_a_file(tmp_path: Path) -> None:
         ("environment: {hub_token: planted}", r"hub_token would stand in the compiled YAML.*secret_environment"),
         ("environment: {PGPASSWORD: planted}", r"PGPASSWORD would stand in the compiled YAML"),
         ("environment: {CLIENT_SECRET: planted}", r"CLIENT_SECRET would stand in the compiled YAML"),
+        ("environment: {DB_PASSWD: planted}", r"DB_PASSWD would stand in the compiled YAML"),
+        ("environment: {PRIVATE_KEY: planted}", r"PRIVATE_KEY would stand in the compiled YAML"),
+        ("environment: {GIT_CREDENTIALS: planted}", r"GIT_CREDENTIALS would stand in the compiled YAML"),
+        ("environment: {SMTP_PASS: planted}", r"SMTP_PASS would stand in the compiled YAML"),
+        ("environment: {DB_PWD: planted}", r"DB_PWD would stand in the compiled YAML"),
+        ("environment: {WANDB_KEY: planted}", r"WANDB_KEY would stand in the compiled YAML"),
+        ("environment: {ApiKey: planted}", r"ApiKey would stand in the compiled YAML"),
         ("environment: {HTTPS_PROXY: 'http://me:planted@proxy:3128'}", r"HTTPS_PROXY holds a user or password"),
         ("environment: {HTTPS_PROXY: 'http://planted@proxy:3128'}", r"HTTPS_PROXY holds a user or password"),
         ("environment: {HTTPS_PROXY: 'me:planted@proxy:3128'}", r"HTTPS_PROXY holds a user or password"),
@@ -300,6 +312,8 @@ def test_a_wrong_placement_is_refused_in_one_sentence(text: str, sentence: str, 
         "gpu_tasks: {cpu: {request: '1.0', limit: 1000m}, memory: {request: 1024Mi, limit: 1Gi}}",
         "gpu_tasks: {cpu: {request: '64', limit: null}, memory: {request: 1Ti, limit: null}}",
         "environment: {TORCH_HOME: /tmp/torch, HUB: 'https://hub.example/@scope', AUTHOR: me@example.org}",
+        "environment: {TOKENIZERS_PARALLELISM: 'false', KEYBOARD: us, MONKEY: a, PASSES: '2', COMPASS: n, BYPASS: '1'}",
+        "environment: {SSH_KEY_FILE: /tmp/key, AWS_SHARED_CREDENTIALS_FILE: /tmp/aws, PWD: /tmp, PASS_THROUGH: '1'}",
     ],
 )
 def test_what_is_right_is_taken(text: str, tmp_path: Path) -> None:

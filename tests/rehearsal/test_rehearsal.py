@@ -137,6 +137,9 @@ def test_the_whole_pipeline_runs_to_its_report(site, pipelines, minio, bucket):
         (html,) = (each.outputs["html"] for each in node.driver.executions.values() if "html" in each.outputs)
         assert "resnet18" in Path(html["uri"]).read_text()
         assert len(run.attempts("whitebox")) == 4 and len(run.attempts("merge")) == 2
+        made = node.custom.get_namespaced_custom_object(*ARGO, node.namespace, "workflows", run.name)
+        said = [json.dumps(made), *(log.read_text(errors="replace") for log in node.folder.glob("*.log"))]
+        assert len(said) > 10 and not [text for text in said if minio.secret_key in text]
 
 
 def test_an_evicted_and_a_killed_task_go_on_from_their_checkpoints_and_end_with_the_same_network(
