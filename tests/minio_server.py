@@ -113,8 +113,9 @@ class Server:
         self.process.wait()
 
     def freeze(self):
-        """It takes connections and does not answer, until `thaw`."""
+        """It takes connections and does not answer, until `thaw`; returns when it has stopped."""
         self.process.send_signal(signal.SIGSTOP)
+        os.waitpid(self.process.pid, os.WUNTRACED)
 
     def thaw(self):
         self.process.send_signal(signal.SIGCONT)
