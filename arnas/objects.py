@@ -203,6 +203,7 @@ class Bucket:
     def probe(self) -> None:
         """Write, list, read and remove a small object, so that what is missing is known before work starts."""
         name, content = f".probe-{os.urandom(8).hex()}", os.urandom(1024)
+        self.list(".probe-")  # first: SeaweedFS makes a bucket that is missing when something is written there
         self.put(name, content)
         with tempfile.TemporaryDirectory() as scratch:
             there = name in self.list(".probe-") and self.get(name, Path(scratch) / name)
