@@ -1,4 +1,4 @@
-"""Objects in a real MinIO: what is written comes back, outages are waited for, mistakes are one sentence."""
+"""Objects in a real store: what is written comes back, outages are waited for, mistakes are one sentence."""
 
 import hashlib
 import http.server
@@ -17,8 +17,6 @@ import minio_server
 import pytest
 import trustme
 import urllib3
-from minio.credentials import StaticProvider
-from minio.minioadmin import MinioAdmin
 from PIL import Image
 
 from arnas import config, objects
@@ -46,6 +44,12 @@ def refusal(call, *arguments):
     sentence = str(refused.value)
     assert "\n" not in sentence and sentence.endswith(".")
     return sentence
+
+
+@pytest.fixture(scope="module", params=["minio", "seaweedfs"])
+def server(request):
+    """Either store."""
+    return request.getfixturevalue(request.param)
 
 
 @pytest.mark.parametrize("size", [0, 1, 5 * MIB, 5 * MIB + 1, 12 * MIB])
@@ -82,12 +86,12 @@ def test_a_probe_leaves_nothing(bucket):
     assert names(bucket) == []
 
 
-def test_a_damaged_object_is_named_and_not_believed(bucket, minio, tmp_path):
+def test_a_damaged_object_is_named_and_not_believed(bucket, server, tmp_path):
     store = objects.Bucket(bucket)
     store.put("name", b"content")
     digest = hashlib.sha256(b"content").hexdigest()
     (tmp_path / "changed").write_bytes(b"damaged")
-    minio.client().fput_object(store.name, store.prefix + "name", tmp_path / "changed", metadata={"sha256": digest})
+    server.client().fput_object(store.name, store.prefix + "name", tmp_path / "changed", metadata={"sha256": digest})
     for expected in (None, digest):
         sentence = refusal(store.get, "name", tmp_path / "out", expected)
         assert sentence.startswith(f"{bucket}/name is damaged: its SHA-256 is ") and digest in sentence
@@ -218,32 +222,31 @@ def test_clock_token_and_quota_have_remedies_of_their_own(stub, code):
 # Mistakes
 
 
-def test_a_bucket_that_is_not_there_is_named(bucket, minio):
+@pytest.mark.parametrize("region", [None, "us-east-1"])  # without one the store is asked, and finds that out
+def test_a_bucket_that_is_not_there_is_named_and_not_made(bucket, server, monkeypatch, region):
+    if region:
+        monkeypatch.setenv("AWS_REGION", region)
     sentence = refusal(objects.Bucket("s3://nobody-made-this/x").probe)
-    assert sentence == f"There is no bucket nobody-made-this at {minio.url}; make it, or name another."
+    assert not server.client().bucket_exists("nobody-made-this")
+    assert sentence == f"There is no bucket nobody-made-this at {server.url}; make it, or name another."
 
 
 @pytest.mark.parametrize("wrong", ["AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"])
-def test_wrong_credentials_are_said_at_once_and_no_secret_is(bucket, minio, monkeypatch, capfd, wrong):
+def test_wrong_credentials_are_said_at_once_and_no_secret_is(bucket, server, monkeypatch, capfd, wrong):
     planted = f"planted-{secrets.token_hex(8)}"
     monkeypatch.setenv(wrong, planted)
     with pytest.raises(InvalidInput, match="does not accept the credentials; mend AWS_ACCESS_KEY_ID and") as refused:
         objects.Bucket(bucket).probe()
     said = "".join([*traceback.format_exception(refused.value), *capfd.readouterr()])
-    assert planted not in said and minio.secret_key not in said
+    assert planted not in said and server.secret_key not in said
 
 
-def test_rights_that_are_missing_are_named(bucket, minio):
-    reader, secret = f"reader-{secrets.token_hex(4)}", secrets.token_hex(8)
-    owner = StaticProvider(minio.access_key, minio.secret_key)
-    admin = MinioAdmin(endpoint=f"127.0.0.1:{minio.port}", credentials=owner, secure=False)
-    admin.user_add(reader, secret)
-    admin.policy_set("readonly", user=reader)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("AWS_ACCESS_KEY_ID", reader)
-        patch.setenv("AWS_SECRET_ACCESS_KEY", secret)
-        sentence = refusal(objects.Bucket(bucket).probe)
-    assert f"{minio.url} denies access to {bucket}; these credentials need the right to list, read, write" in sentence
+def test_rights_that_are_missing_are_named(bucket, server, monkeypatch):
+    access, secret = server.reader()
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", access)
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", secret)
+    sentence = refusal(objects.Bucket(bucket).probe)
+    assert f"{server.url} denies access to {bucket}; these credentials need the right to list, read, write" in sentence
 
 
 @pytest.mark.parametrize(
@@ -289,8 +292,8 @@ def mount(folder, server, **more):
         (folder / name).write_text(value)
 
 
-def test_credentials_come_from_a_mounted_secret(bucket, minio, monkeypatch, tmp_path):
-    mount(tmp_path / "secret", minio)
+def test_credentials_come_from_a_mounted_secret(bucket, server, monkeypatch, tmp_path):
+    mount(tmp_path / "secret", server)
     monkeypatch.delenv("AWS_ACCESS_KEY_ID")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "of something else")
     monkeypatch.setenv("ARNAS_S3_SECRET", str(tmp_path / "secret"))
@@ -299,12 +302,12 @@ def test_credentials_come_from_a_mounted_secret(bucket, minio, monkeypatch, tmp_
     assert f"mend accesskey and secretkey in {tmp_path / 'secret'}." in refusal(objects.Bucket(bucket).probe)
 
 
-def test_a_mounted_secret_that_was_replaced_meanwhile_is_read_again(bucket, minio, monkeypatch, tmp_path):
-    mount(tmp_path / "secret", minio)
+def test_a_mounted_secret_that_was_replaced_meanwhile_is_read_again(bucket, server, monkeypatch, tmp_path):
+    mount(tmp_path / "secret", server)
     (tmp_path / "secret" / "secretkey").write_text("of last month")
     monkeypatch.setenv("ARNAS_S3_SECRET", str(tmp_path / "secret"))
     store = objects.Bucket(bucket)
-    (tmp_path / "secret" / "secretkey").write_text(minio.secret_key)
+    (tmp_path / "secret" / "secretkey").write_text(server.secret_key)
     store.probe()
 
 
@@ -331,8 +334,8 @@ def test_tls_trusts_the_private_authority_that_is_named_and_no_other(needs_minio
         assert "refuses s3://bucket/prefix (HTTP 400)" in refusal(probe)
 
 
-def test_tls_where_the_server_has_none_is_said_at_once(bucket, minio, monkeypatch):
-    monkeypatch.setenv("AWS_ENDPOINT_URL", minio.url.replace("http", "https"))
+def test_tls_where_the_server_has_none_is_said_at_once(bucket, server, monkeypatch):
+    monkeypatch.setenv("AWS_ENDPOINT_URL", server.url.replace("http", "https"))
     assert "cannot be trusted" in refusal(objects.Bucket(bucket).probe)
 
 
@@ -400,14 +403,14 @@ def test_an_upload_that_is_killed_is_not_read_and_is_done_by_repeating_it(bucket
         assert (tmp_path / "copy" / name).read_bytes() == (tmp_path / "data" / name).read_bytes()
 
 
-def test_the_program_leaves_with_a_status_and_a_sentence_that_holds_no_secret(bucket, minio, tmp_path):
+def test_the_program_leaves_with_a_status_and_a_sentence_that_holds_no_secret(bucket, server, tmp_path):
     (tmp_path / "file").write_text("content")
     planted = f"planted-{secrets.token_hex(8)}"
 
     def upload(**changes):
         command = [sys.executable, "-m", "arnas.cli", "upload", str(tmp_path), bucket]
         result = subprocess.run(command, cwd=ROOT, env=os.environ | changes, capture_output=True, text=True)
-        assert planted not in result.stdout + result.stderr and minio.secret_key not in result.stdout + result.stderr
+        assert planted not in result.stdout + result.stderr and server.secret_key not in result.stdout + result.stderr
         return result.returncode, result.stderr.splitlines()
 
     status, said = upload(AWS_SECRET_ACCESS_KEY=planted)
