@@ -109,6 +109,8 @@ class Bucket:
             check_bucket_name(self.name, strict=True)
         except ValueError as error:
             raise InvalidInput(f"{place} names no bucket ({error}); write s3://BUCKET/PREFIX.") from None
+        if {".", ".."} & set(prefix.split("/")):
+            raise InvalidInput(f"{place} has a part . or .., which no object may have; write s3://BUCKET/PREFIX.")
         self._client, self.endpoint, self._keys = _connect()
 
     def make(self) -> bool:
@@ -209,7 +211,9 @@ class Bucket:
             there = name in self.list(".probe-") and self.get(name, Path(scratch) / name)
         self.remove(name)
         if not there:
-            raise InvalidInput(f"{self.place} does not give back what is written there; choose a consistent store.")
+            raise InvalidInput(
+                f"{self.place} does not give back what is written there; choose a consistent store, or drop a //."
+            )
 
     def _insist(self, request: Callable[[], Result]) -> Result:
         """Make a request again and again until the store answers."""

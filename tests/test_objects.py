@@ -86,6 +86,11 @@ def test_a_probe_leaves_nothing(bucket):
     assert names(bucket) == []
 
 
+def test_a_place_whose_name_the_store_changes_is_refused(bucket):
+    sentence = refusal(objects.Bucket(bucket.replace("/some", "//some")).probe)
+    assert "//some/prefix does not give back what is written there" in sentence
+
+
 def test_a_damaged_object_is_named_and_not_believed(bucket, server, tmp_path):
     store = objects.Bucket(bucket)
     store.put("name", b"content")
@@ -264,6 +269,7 @@ def test_rights_that_are_missing_are_named(bucket, server, monkeypatch):
         ({"ARNAS_S3_PATIENCE": "long"}, "s3://bucket", "ARNAS_S3_PATIENCE is 'long'; give a whole number of seconds"),
         ({}, "s3://", "s3:// names no bucket"),
         ({}, "s3://UPPER_case/x", "s3://UPPER_case/x names no bucket"),
+        ({}, "s3://bucket/a/../b", "s3://bucket/a/../b has a part . or .., which no object may have"),
     ],
 )
 def test_an_environment_or_place_that_cannot_be_used_is_one_sentence(monkeypatch, change, place, sentence):
