@@ -109,6 +109,8 @@ class Bucket:
             check_bucket_name(self.name, strict=True)
         except ValueError as error:
             raise InvalidInput(f"{place} names no bucket ({error}); write s3://BUCKET/PREFIX.") from None
+        if {".", ".."} & set(prefix.split("/")):
+            raise InvalidInput(f"{place} has a part . or .., which no object may have; write s3://BUCKET/PREFIX.")
         self._client, self.endpoint, self._keys = _connect()
 
     def make(self) -> bool:
@@ -203,6 +205,7 @@ class Bucket:
     def probe(self) -> None:
         """Write, list, read and remove a small object, so that what is missing is known before work starts."""
         name, content = f".probe-{os.urandom(8).hex()}", os.urandom(1024)
+        self.list(".probe-")  # first: SeaweedFS makes a bucket that is missing when something is written there
         self.put(name, content)
         try:
             with tempfile.TemporaryDirectory() as scratch:
@@ -210,7 +213,9 @@ class Bucket:
         finally:
             self.remove(name)
         if not there:
-            raise InvalidInput(f"{self.place} does not give back what is written there; choose a consistent store.")
+            raise InvalidInput(
+                f"{self.place} does not give back what is written there; choose a consistent store, or drop a //."
+            )
 
     def _insist(self, request: Callable[[], Result]) -> Result:
         """Make a request again and again until the store answers."""

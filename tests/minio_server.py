@@ -55,14 +55,15 @@ class Server:
     Args:
         folder: Where it keeps its data and its log.
         certificate: A trustme certificate to serve TLS with.
+        port: Where it listens; by default one that is free.
     """
 
-    def __init__(self, folder, certificate=None):
+    name = "MinIO"
+
+    def __init__(self, folder, certificate=None, port=None):
         self.folder, self.certificate = Path(folder), certificate
         self.access_key, self.secret_key = secrets.token_hex(8), secrets.token_hex(16)
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            self.port = free.getsockname()[1]
+        self.port = port or free_port()
         self.url = f"{'https' if certificate else 'http'}://127.0.0.1:{self.port}"
         self.environment = {
             "AWS_ENDPOINT_URL": self.url,
@@ -84,19 +85,13 @@ class Server:
 
     def start(self):
         """Start it, on the same port and data as before; returns when it serves."""
-        options = ["--address", f"127.0.0.1:{self.port}", "--console-address", "127.0.0.1:0"]
-        options += ["--certs-dir", self.folder / "certificates", "--quiet"]
+        command, environment = self._command()
         with (self.folder / "log").open("a") as log:
-            self.process = subprocess.Popen(
-                [find(), "server", *options, self.folder / "data"],
-                env=os.environ | {"MINIO_ROOT_USER": self.access_key, "MINIO_ROOT_PASSWORD": self.secret_key},
-                stdout=log,
-                stderr=log,
-            )
+            self.process = subprocess.Popen(command, env=os.environ | environment, stdout=log, stderr=log)
         deadline = time.monotonic() + 60
         while not self._ready():
             if self.process.poll() is not None or time.monotonic() > deadline:
-                raise RuntimeError(f"MinIO does not start: {(self.folder / 'log').read_text()}")
+                raise RuntimeError(f"{self.name} does not start: {(self.folder / 'log').read_text()}")
             time.sleep(0.05)
 
     def client(self, http_client=None):
@@ -107,20 +102,46 @@ class Server:
         secure = bool(self.certificate)
         return Minio(address, self.access_key, self.secret_key, secure=secure, http_client=http_client)
 
+    def lead(self, monkeypatch, bucket):
+        """Lead the environment to it, and make a bucket."""
+        for name, value in self.environment.items():
+            monkeypatch.setenv(name, value)
+        self.client().make_bucket(bucket)
+
+    def reader(self):
+        """Access key and secret key of one who may read and list."""
+        from minio.credentials import StaticProvider
+        from minio.minioadmin import MinioAdmin
+
+        owner = StaticProvider(self.access_key, self.secret_key)
+        admin = MinioAdmin(endpoint=f"127.0.0.1:{self.port}", credentials=owner, secure=False)
+        keys = f"reader-{secrets.token_hex(4)}", secrets.token_hex(8)
+        admin.user_add(*keys)
+        admin.policy_set("readonly", user=keys[0])
+        return keys
+
     def kill(self):
         """SIGKILL, at whatever it does."""
         self.process.kill()
         self.process.wait()
 
     def freeze(self):
-        """It takes connections and does not answer, until `thaw`."""
+        """It takes connections and does not answer, until `thaw`; returns when it has stopped."""
         self.process.send_signal(signal.SIGSTOP)
+        os.waitpid(self.process.pid, os.WUNTRACED)
 
     def thaw(self):
         self.process.send_signal(signal.SIGCONT)
 
+    def _command(self):
+        """The command that starts it, and what its environment has besides ours."""
+        options = ["--address", f"127.0.0.1:{self.port}", "--console-address", "127.0.0.1:0"]
+        options += ["--certs-dir", self.folder / "certificates", "--quiet"]
+        keys = {"MINIO_ROOT_USER": self.access_key, "MINIO_ROOT_PASSWORD": self.secret_key}
+        return [find(), "server", *options, self.folder / "data"], keys
+
     def _ready(self):
-        """Whether it answers requests; /minio/health/ready says yes some time before."""
+        """Whether it answers requests; MinIO's /minio/health/ready says yes some time before."""
         context = ssl._create_unverified_context() if self.certificate else None
         try:
             urllib.request.urlopen(self.url, timeout=5, context=context).close()
@@ -130,6 +151,12 @@ class Server:
         except OSError:
             return False
         return True
+
+
+def free_port():
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 import io
 import os
+import secrets
 import signal
 import subprocess
 import sys
@@ -43,10 +44,26 @@ def same(left, right):
     return type(left) is type(right) and left == right
 
 
-@pytest.fixture(params=["folder", "bucket"])
-def place(request, tmp_path):
-    """Both kinds of place."""
-    return str(tmp_path / "store") if request.param == "folder" else request.getfixturevalue("bucket")
+@pytest.fixture(scope="module", params=["minio", "seaweedfs"])
+def server(request):
+    """Either store."""
+    return request.getfixturevalue(request.param)
+
+
+@pytest.fixture(params=["folder", "minio", "seaweedfs"])
+def place(request, tmp_path, monkeypatch):
+    """Any kind of place."""
+    if request.param == "folder":
+        return str(tmp_path / "store")
+    bucket = f"bucket-{secrets.token_hex(4)}"
+    request.getfixturevalue(request.param).lead(monkeypatch, bucket)
+    return f"s3://{bucket}/some/prefix"
+
+
+@pytest.fixture(params=["minio", "seaweedfs"])
+def own_server(request):
+    """Either store, which the test may kill."""
+    return request.getfixturevalue(f"own_{request.param}")
 
 
 def kept(place):
@@ -105,13 +122,13 @@ def test_a_damaged_checkpoint_is_named_and_not_believed(tmp_path):
         store.load("key")
 
 
-def test_a_damaged_object_is_named_and_not_believed(bucket, minio):
+def test_a_damaged_object_is_named_and_not_believed(bucket, server):
     CheckpointStore(bucket).save(KEY, {"weight": torch.rand(100)})
     (name,) = kept(bucket)
     shelf = objects.Bucket(bucket)
-    content = minio.client().get_object(shelf.name, shelf.prefix + name).data
+    content = server.client().get_object(shelf.name, shelf.prefix + name).data
     for damaged in (content[:-50], content[:-1] + bytes([content[-1] ^ 1])):  # a bit of a weight: no format shows that
-        minio.client().put_object(shelf.name, shelf.prefix + name, io.BytesIO(damaged), len(damaged))
+        server.client().put_object(shelf.name, shelf.prefix + name, io.BytesIO(damaged), len(damaged))
         with pytest.raises(InvalidInput, match=f"{bucket}/{name} is damaged: its SHA-256 is .*; remove it"):
             CheckpointStore(bucket).load(KEY)
 
@@ -246,18 +263,18 @@ def test_a_writer_killed_amid_an_upload_leaves_what_was_there(bucket):
     assert CheckpointStore(bucket).load(KEY)["number"] == 0
 
 
-def test_a_server_killed_amid_uploads_loses_nothing(own_minio, monkeypatch, capfd):
+def test_a_server_killed_amid_uploads_loses_nothing(own_server, monkeypatch, capfd):
     size, place = 10_000_000, "s3://bucket/prefix"
     store = CheckpointStore.open(place)
     send, killers = urllib3.PoolManager.urlopen, []
 
     def restart():
-        own_minio.kill()
-        own_minio.start()
+        own_server.kill()
+        own_server.start()
 
     def killing(self, method, url, **more):
         if "partNumber=2" in url and len(killers) == number:
-            own_minio.freeze()  # so that it dies while the part is on its way, however fast both are
+            own_server.freeze()  # so that it dies while the part is on its way, however fast both are
             killers.append(threading.Timer(0.2, restart))
             killers[-1].start()
         return send(self, method, url, **more)

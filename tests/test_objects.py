@@ -1,4 +1,4 @@
-"""Objects in a real MinIO: what is written comes back, outages are waited for, mistakes are one sentence."""
+"""Objects in a real store: what is written comes back, outages are waited for, mistakes are one sentence."""
 
 import hashlib
 import http.server
@@ -49,6 +49,12 @@ def refusal(call, *arguments):
     return sentence
 
 
+@pytest.fixture(scope="module", params=["minio", "seaweedfs"])
+def server(request):
+    """Either store."""
+    return request.getfixturevalue(request.param)
+
+
 @pytest.mark.parametrize("size", [0, 1, 5 * MIB, 5 * MIB + 1, 12 * MIB])
 @pytest.mark.parametrize("kind", ["bytes", "file"])
 def test_what_is_written_comes_back_in_one_part_or_several(bucket, tmp_path, monkeypatch, size, kind):
@@ -84,29 +90,34 @@ def test_a_probe_leaves_nothing(bucket):
 
 
 @pytest.mark.parametrize("lacking", ["s3:ListBucket", "s3:GetObject"])
-def test_a_probe_leaves_nothing_where_a_right_is_missing(bucket, minio, tmp_path, lacking):
+def test_a_probe_leaves_nothing_where_a_right_is_missing(own_minio, monkeypatch, tmp_path, lacking):
     rights = {f"s3:{name}" for name in ("GetBucketLocation", "PutObject", "ListBucket", "GetObject", "DeleteObject")}
     statement = {"Effect": "Allow", "Action": sorted(rights - {lacking}), "Resource": ["arn:aws:s3:::*"]}
     (tmp_path / "policy").write_text(json.dumps({"Version": "2012-10-17", "Statement": [statement]}))
     user, secret = f"user-{secrets.token_hex(4)}", secrets.token_hex(8)
-    owner = StaticProvider(minio.access_key, minio.secret_key)
-    admin = MinioAdmin(endpoint=f"127.0.0.1:{minio.port}", credentials=owner, secure=False)
+    owner = StaticProvider(own_minio.access_key, own_minio.secret_key)
+    admin = MinioAdmin(endpoint=f"127.0.0.1:{own_minio.port}", credentials=owner, secure=False)
     admin.user_add(user, secret)
     admin.policy_add(user, tmp_path / "policy")
     admin.policy_set(user, user=user)
-    with pytest.MonkeyPatch.context() as patch:
+    with monkeypatch.context() as patch:
         patch.setenv("AWS_ACCESS_KEY_ID", user)
         patch.setenv("AWS_SECRET_ACCESS_KEY", secret)
-        assert "denies access" in refusal(objects.Bucket(bucket).probe)
-    assert names(bucket) == []
+        assert "denies access" in refusal(objects.Bucket("s3://bucket").probe)
+    assert names("s3://bucket") == []
 
 
-def test_a_damaged_object_is_named_and_not_believed(bucket, minio, tmp_path):
+def test_a_place_whose_name_the_store_changes_is_refused(bucket):
+    sentence = refusal(objects.Bucket(bucket.replace("/some", "//some")).probe)
+    assert "//some/prefix does not give back what is written there" in sentence
+
+
+def test_a_damaged_object_is_named_and_not_believed(bucket, server, tmp_path):
     store = objects.Bucket(bucket)
     store.put("name", b"content")
     digest = hashlib.sha256(b"content").hexdigest()
     (tmp_path / "changed").write_bytes(b"damaged")
-    minio.client().fput_object(store.name, store.prefix + "name", tmp_path / "changed", metadata={"sha256": digest})
+    server.client().fput_object(store.name, store.prefix + "name", tmp_path / "changed", metadata={"sha256": digest})
     for expected in (None, digest):
         sentence = refusal(store.get, "name", tmp_path / "out", expected)
         assert sentence.startswith(f"{bucket}/name is damaged: its SHA-256 is ") and digest in sentence
@@ -237,32 +248,31 @@ def test_clock_token_and_quota_have_remedies_of_their_own(stub, code):
 # Mistakes
 
 
-def test_a_bucket_that_is_not_there_is_named(bucket, minio):
+@pytest.mark.parametrize("region", [None, "us-east-1"])  # without one the store is asked, and finds that out
+def test_a_bucket_that_is_not_there_is_named_and_not_made(bucket, server, monkeypatch, region):
+    if region:
+        monkeypatch.setenv("AWS_REGION", region)
     sentence = refusal(objects.Bucket("s3://nobody-made-this/x").probe)
-    assert sentence == f"There is no bucket nobody-made-this at {minio.url}; make it, or name another."
+    assert not server.client().bucket_exists("nobody-made-this")
+    assert sentence == f"There is no bucket nobody-made-this at {server.url}; make it, or name another."
 
 
 @pytest.mark.parametrize("wrong", ["AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"])
-def test_wrong_credentials_are_said_at_once_and_no_secret_is(bucket, minio, monkeypatch, capfd, wrong):
+def test_wrong_credentials_are_said_at_once_and_no_secret_is(bucket, server, monkeypatch, capfd, wrong):
     planted = f"planted-{secrets.token_hex(8)}"
     monkeypatch.setenv(wrong, planted)
     with pytest.raises(InvalidInput, match="does not accept the credentials; mend AWS_ACCESS_KEY_ID and") as refused:
         objects.Bucket(bucket).probe()
     said = "".join([*traceback.format_exception(refused.value), *capfd.readouterr()])
-    assert planted not in said and minio.secret_key not in said
+    assert planted not in said and server.secret_key not in said
 
 
-def test_rights_that_are_missing_are_named(bucket, minio):
-    reader, secret = f"reader-{secrets.token_hex(4)}", secrets.token_hex(8)
-    owner = StaticProvider(minio.access_key, minio.secret_key)
-    admin = MinioAdmin(endpoint=f"127.0.0.1:{minio.port}", credentials=owner, secure=False)
-    admin.user_add(reader, secret)
-    admin.policy_set("readonly", user=reader)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("AWS_ACCESS_KEY_ID", reader)
-        patch.setenv("AWS_SECRET_ACCESS_KEY", secret)
-        sentence = refusal(objects.Bucket(bucket).probe)
-    assert f"{minio.url} denies access to {bucket}; these credentials need the right to list, read, write" in sentence
+def test_rights_that_are_missing_are_named(bucket, server, monkeypatch):
+    access, secret = server.reader()
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", access)
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", secret)
+    sentence = refusal(objects.Bucket(bucket).probe)
+    assert f"{server.url} denies access to {bucket}; these credentials need the right to list, read, write" in sentence
 
 
 @pytest.mark.parametrize(
@@ -280,6 +290,7 @@ def test_rights_that_are_missing_are_named(bucket, minio):
         ({"ARNAS_S3_PATIENCE": "long"}, "s3://bucket", "ARNAS_S3_PATIENCE is 'long'; give a whole number of seconds"),
         ({}, "s3://", "s3:// names no bucket"),
         ({}, "s3://UPPER_case/x", "s3://UPPER_case/x names no bucket"),
+        ({}, "s3://bucket/a/../b", "s3://bucket/a/../b has a part . or .., which no object may have"),
     ],
 )
 def test_an_environment_or_place_that_cannot_be_used_is_one_sentence(monkeypatch, change, place, sentence):
@@ -308,8 +319,8 @@ def mount(folder, server, **more):
         (folder / name).write_text(value)
 
 
-def test_credentials_come_from_a_mounted_secret(bucket, minio, monkeypatch, tmp_path):
-    mount(tmp_path / "secret", minio)
+def test_credentials_come_from_a_mounted_secret(bucket, server, monkeypatch, tmp_path):
+    mount(tmp_path / "secret", server)
     monkeypatch.delenv("AWS_ACCESS_KEY_ID")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "of something else")
     monkeypatch.setenv("ARNAS_S3_SECRET", str(tmp_path / "secret"))
@@ -318,12 +329,12 @@ def test_credentials_come_from_a_mounted_secret(bucket, minio, monkeypatch, tmp_
     assert f"mend accesskey and secretkey in {tmp_path / 'secret'}." in refusal(objects.Bucket(bucket).probe)
 
 
-def test_a_mounted_secret_that_was_replaced_meanwhile_is_read_again(bucket, minio, monkeypatch, tmp_path):
-    mount(tmp_path / "secret", minio)
+def test_a_mounted_secret_that_was_replaced_meanwhile_is_read_again(bucket, server, monkeypatch, tmp_path):
+    mount(tmp_path / "secret", server)
     (tmp_path / "secret" / "secretkey").write_text("of last month")
     monkeypatch.setenv("ARNAS_S3_SECRET", str(tmp_path / "secret"))
     store = objects.Bucket(bucket)
-    (tmp_path / "secret" / "secretkey").write_text(minio.secret_key)
+    (tmp_path / "secret" / "secretkey").write_text(server.secret_key)
     store.probe()
 
 
@@ -350,8 +361,8 @@ def test_tls_trusts_the_private_authority_that_is_named_and_no_other(needs_minio
         assert "refuses s3://bucket/prefix (HTTP 400)" in refusal(probe)
 
 
-def test_tls_where_the_server_has_none_is_said_at_once(bucket, minio, monkeypatch):
-    monkeypatch.setenv("AWS_ENDPOINT_URL", minio.url.replace("http", "https"))
+def test_tls_where_the_server_has_none_is_said_at_once(bucket, server, monkeypatch):
+    monkeypatch.setenv("AWS_ENDPOINT_URL", server.url.replace("http", "https"))
     assert "cannot be trusted" in refusal(objects.Bucket(bucket).probe)
 
 
@@ -419,14 +430,14 @@ def test_an_upload_that_is_killed_is_not_read_and_is_done_by_repeating_it(bucket
         assert (tmp_path / "copy" / name).read_bytes() == (tmp_path / "data" / name).read_bytes()
 
 
-def test_the_program_leaves_with_a_status_and_a_sentence_that_holds_no_secret(bucket, minio, tmp_path):
+def test_the_program_leaves_with_a_status_and_a_sentence_that_holds_no_secret(bucket, server, tmp_path):
     (tmp_path / "file").write_text("content")
     planted = f"planted-{secrets.token_hex(8)}"
 
     def upload(**changes):
         command = [sys.executable, "-m", "arnas.cli", "upload", str(tmp_path), bucket]
         result = subprocess.run(command, cwd=ROOT, env=os.environ | changes, capture_output=True, text=True)
-        assert planted not in result.stdout + result.stderr and minio.secret_key not in result.stdout + result.stderr
+        assert planted not in result.stdout + result.stderr and server.secret_key not in result.stdout + result.stderr
         return result.returncode, result.stderr.splitlines()
 
     status, said = upload(AWS_SECRET_ACCESS_KEY=planted)

@@ -499,6 +499,17 @@ def test_the_credentials_that_are_tried_are_the_secrets_by_whatever_way_the_stor
     assert os.environ["AWS_ACCESS_KEY_ID"] == site.store.access_key
 
 
+def test_seaweedfs_is_a_store_as_good_and_says_the_same(site, seaweedfs, monkeypatch):
+    seaweedfs.lead(monkeypatch, "preflight")
+    site.write_secret(accesskey=seaweedfs.access_key, secretkey=seaweedfs.secret_key)
+    assert site.look(endpoint=seaweedfs.url)["store"].state == "fine"
+    assert list(seaweedfs.client().list_objects("preflight", recursive=True)) == []
+    absent = site.look(endpoint=seaweedfs.url, checkpoints="s3://absent/arnas")["store"]
+    assert (absent.state, absent.what.partition(" at ")[0]) == ("missing", "There is no bucket absent")
+    site.write_secret(accesskey=seaweedfs.access_key, secretkey="wrong")
+    assert "does not accept the credentials" in site.look(endpoint=seaweedfs.url)["store"].what
+
+
 def test_where_the_secret_must_not_be_read_the_own_credentials_stand_in_and_it_is_said(site, monkeypatch):
     for name, value in site.store.environment.items():
         monkeypatch.setenv(name, value)
