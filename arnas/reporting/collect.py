@@ -23,9 +23,13 @@ def collect(run: Run) -> dict[str, Any]:
         name: _model(body, run.evaluations.get(name), {"square": square[name]} if name in square else {})
         for name, body in run.models.items()
     }
+    black = run.blackbox["content"] if run.blackbox else None
     for name, outcomes in run.outcomes.items():
-        models[name] |= _first(run.evaluations[name]["content"], outcomes)
-        models[name]["checks"] = _checks(run, name)
+        evaluation = run.evaluations[name]["content"]
+        models[name] |= {
+            **first_attacks(evaluation, outcomes),
+            "checks": checked(evaluation, outcomes, black, run.blackbox_outcomes),
+        }
     scores: dict[str, Any] = {"models": models}
     if pairs := compare(run.outcomes, ["clean", *filter(None, [strongest(models)])]):
         scores["pairs"] = pairs
@@ -69,21 +73,34 @@ def _model(model: Body, evaluation: Body | None, square: Mapping[str, Any]) -> d
     }
 
 
-def _first(content: Mapping[str, Any], outcomes: Mapping[str, NDArray[np.generic]]) -> dict[str, Any]:
-    """How many images each part of AutoAttack broke that those before it had not."""
-    parts, first = content.get("autoattack_parts", []), outcomes.get("autoattack_first")
+def first_attacks(evaluation: Mapping[str, Any], outcomes: Mapping[str, Any]) -> dict[str, Any]:
+    """How many images each part of AutoAttack broke that those before it had not; nothing where it was not run.
+
+    Args:
+        evaluation: Content of a white-box evaluation.
+        outcomes: Its outcomes.safetensors, tensors or arrays.
+    """
+    parts, first = evaluation.get("autoattack_parts", []), outcomes.get("autoattack_first")
     if not parts or first is None:
         return {}
     return {"autoattack_first": {part: int((first == index).sum()) for index, part in enumerate(parts)}}
 
 
-def _checks(run: Run, name: str) -> list[Mapping[str, Any]]:
-    """What was asked of the evaluation itself, to find masked gradients; the black box has a say, too."""
-    content = run.evaluations[name]["content"]
-    found = list(content.get("checks", []))
-    if run.blackbox and "norm" in content["settings"]:  # earlier versions had no checks
-        black = run.blackbox["content"]
-        found += checks.blackbox_no_stronger(content, run.outcomes[name], black, run.blackbox_outcomes)
+def checked(
+    evaluation: Mapping[str, Any],
+    outcomes: Mapping[str, Any],
+    blackbox: Mapping[str, Any] | None,
+    blackbox_outcomes: Mapping[str, Any],
+) -> list[Mapping[str, Any]]:
+    """What was asked of the evaluation itself, to find masked gradients; the black box, where there is one, has a say.
+
+    Args:
+        evaluation, blackbox: Contents of the two evaluations.
+        outcomes, blackbox_outcomes: Their outcomes.safetensors, tensors or arrays.
+    """
+    found = list(evaluation.get("checks", []))
+    if blackbox and "norm" in evaluation["settings"]:  # earlier versions had no checks
+        found += checks.blackbox_no_stronger(evaluation, outcomes, blackbox, blackbox_outcomes)
     return found
 
 

@@ -185,12 +185,12 @@ def limits(study: Mapping[str, Any]) -> list[str]:
         sentences.append("Variants on different data sets saw different images: their figures are not to be ranked.")
     if entries and strongest(entries):
         sentences.append(words.upper_bound(settings.get("norm", "linf")))
-    return sentences
+    return sentences + list(dict.fromkeys(note for entry in entries.values() for note in entry.get("notes", [])))
 
 
 def _entry(variant: Mapping[str, Any]) -> dict[str, Any]:
     """A variant as scores.json has its models."""
-    keys = ("parameters", "macs", "corrupted", "corruptions", "curve", "checks")
+    keys = ("parameters", "macs", "corrupted", "corruptions", "curve", "checks", "notes", "autoattack_first")
     return {**variant["scores"], **{key: variant[key] for key in keys if variant.get(key) or key in keys[:2]}}
 
 
