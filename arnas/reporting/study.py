@@ -163,7 +163,7 @@ def qualification(study: Mapping[str, Any]) -> str:
     settings = study["settings"].get("whitebox", {})
     ball = f"Attacks may {words.ball(settings)}. " if "epsilon" in settings else ""
     tested = "Differences are tested on the same images, and corrected for their number. " if study.get("pairs") else ""
-    return f"{ball}{tested}Each network was trained once: how far chance in training moves it was not measured."
+    return f"{ball}{tested}Each is one network: how far chance in its training moves its figures was not measured."
 
 
 def limits(study: Mapping[str, Any]) -> list[str]:

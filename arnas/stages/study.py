@@ -19,6 +19,7 @@ from arnas.config import Settings
 from arnas.errors import InvalidInput
 from arnas.evaluation import statistics
 from arnas.evaluation.checks import LADDER
+from arnas.reporting import words
 from arnas.reporting.collect import checked, first_attacks
 from arnas.space.genotype import Genotype
 from arnas.space.layout import KINDS
@@ -88,9 +89,7 @@ def run(
         "pairs": [] if repeated else _pairs(rows, attacked),
         **_choices([bodies[one] for one in names] if repeated else []),
         "blackbox": _matrix(black),
-        "settings": settings.model_dump(
-            mode="json", exclude={"models": True, "transfer": True, "prepare": {"path", "download"}}
-        ),
+        "settings": _settings(settings, [*attacked.values()]),
         "versions": runtime.versions(),
         "warnings": [*_recipes(changes, bodies, attacked)],
     }
@@ -247,6 +246,16 @@ def _attacks(evaluation: Body) -> dict[str, Any]:
     return {key: value for key, value in kept if key not in ("seed", "batch_size", "block_size", "examples")}
 
 
+def _settings(settings: Settings, attacked: Sequence[Body]) -> dict[str, Any]:
+    """The settings that the variants have in common; those of the attacks as the evaluations tell them."""
+    common = settings.model_dump(
+        mode="json", exclude={"models": True, "transfer": True, "prepare": {"path", "download"}}
+    )
+    if all(_attacks(one) == _attacks(attacked[0]) for one in attacked):  # else a warning says so
+        common["whitebox"] |= _attacks(attacked[0])
+    return common
+
+
 def _recipes(
     changes: Sequence[Mapping[str, Any]], models: Mapping[str, Body], attacked: Mapping[str, Body]
 ) -> Iterator[str]:
@@ -256,7 +265,7 @@ def _recipes(
         (models, "The networks were not trained under one recipe: {} differ besides what the study varies."),
         (attacked, "The networks were not attacked alike: {} differ; such variants are not compared in pairs."),
     ):
-        settings = [body["content"]["settings"] for body in bodies.values()]
+        settings = [body["content"]["settings"] for body in bodies.values() if body["content"]["settings"]]
         keys = dict.fromkeys(key for each in settings for key in each)
         others = [key for key in keys if any(each.get(key) != settings[0].get(key) for each in settings)]
         if bodies is models:
@@ -267,6 +276,8 @@ def _recipes(
             yield sentence.format(", ".join(others))
     if len({body["content"]["images"] for body in attacked.values()}) > 1:
         yield "The variants were tested on different images; those on other images are not compared in pairs."
+    if adopted := [name for name, body in models.items() if not body["content"]["settings"]]:
+        yield words.elsewhere(adopted)
 
 
 def _flat(changes: Mapping[str, Any]) -> Iterator[str]:
