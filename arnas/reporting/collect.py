@@ -9,13 +9,16 @@ from numpy.typing import NDArray
 
 from arnas.evaluation import checks
 from arnas.evaluation.statistics import compared
+from arnas.reporting import histories
 from arnas.reporting.scores import COLUMNS, Body, Run, strongest, violations
+from arnas.space.operations import OPERATIONS
 
 
 def collect(run: Run) -> dict[str, Any]:
     """The document: models x attacks, comparisons, black-box matrix, transfer; settings, versions, data and digests.
 
-    A score is {"correct", "total", "accuracy" in [0, 1], "interval": [low, high] (95%)}. What a run lacks is left out.
+    With it goes what the page's figures show of search and training, and what each artifact took. A score is
+    {"correct", "total", "accuracy" in [0, 1], "interval": [low, high] (95%)}. What a run lacks is left out.
     """
     square = run.blackbox["content"].get("square", {}) if run.blackbox else {}
     content = run.images["content"]
@@ -30,7 +33,11 @@ def collect(run: Run) -> dict[str, Any]:
             **first_attacks(evaluation, outcomes),
             "checks": checked(evaluation, outcomes, black, run.blackbox_outcomes),
         }
+    for name in run.trained().keys() & run.histories:
+        models[name]["training"] = histories.training(run.histories[name])
     scores: dict[str, Any] = {"models": models}
+    if run.search:
+        scores["search"] = histories.search(run.search, list(OPERATIONS))
     if pairs := compare(run.outcomes, ["clean", *filter(None, [strongest(models)])]):
         scores["pairs"] = pairs
     if run.blackbox:
@@ -45,6 +52,7 @@ def collect(run: Run) -> dict[str, Any]:
         "versions": _versions(run),
         "data": {key: content[key] for key in ("dataset", "classes", "shape", "counts")},
         "digests": _digests(run),
+        "artifacts": {name: _took(body["origin"]) for name, body in run.artifacts()},
         "warnings": _warnings(run, scores),
     }
 
@@ -102,6 +110,13 @@ def checked(
     if blackbox and "norm" in evaluation["settings"]:  # earlier versions had no checks
         found += checks.blackbox_no_stronger(evaluation, outcomes, blackbox, blackbox_outcomes)
     return found
+
+
+def _took(origin: Mapping[str, Any]) -> dict[str, Any]:
+    """Time, memory and device, as far as they are known."""
+    return {
+        key: origin[key] for key in ("seconds", "peak_memory_mib", "peak_gpu_memory_mib", "device") if key in origin
+    }
 
 
 def _versions(run: Run) -> dict[str, str]:
