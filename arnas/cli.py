@@ -441,6 +441,59 @@ def report(
 
 
 @app.command
+def study(
+    output: Path,
+    /,
+    *,
+    models: Annotated[list[Path], Several],
+    evaluations: Annotated[list[Path], Several],
+    blackbox: Path | None = None,
+    page: Path | None = None,
+    table: Path | None = None,
+    name: str = "comparison",
+    preset: Preset = "cifar10",
+    set: Changes = None,
+) -> dict[str, Any]:
+    """Compare models that were attacked alike, image by image: figures as JSON, a page, a table.
+
+    Example: arnas study out/study.json --models out/model out/mine --evaluations out/evaluation out/mine-evaluation
+    --page out/study.html
+
+    Parameters
+    ----------
+    output
+        JSON file to write: every figure.
+    models
+        Models of different names, as written by arnas retrain or adopt, in the order in which they are to appear.
+    evaluations
+        Their evaluations by arnas whitebox, in any order.
+    blackbox
+        Evaluation of all of them by arnas blackbox.
+    page
+        HTML file to write; it needs no other file.
+    table
+        CSV file to write, a row for each model.
+    name
+        What the page calls the study, and its models: placement, comparison, transfer, seeds, ablation, or another.
+    set
+        Changes that were made to the preset, such as whitebox.images=500.
+    """
+    from arnas.stages import study
+
+    return study.run(
+        [],
+        models,
+        evaluations,
+        output,
+        name=name,
+        settings=config.load(preset, config.assignments(set or [])),
+        blackbox=blackbox,
+        page=page,
+        table=table,
+    )
+
+
+@app.command
 def upload(folder: Path, place: str, /) -> None:
     """Copy a data set into a bucket, from where arnas prepare --path reads it; half an upload is not read.
 

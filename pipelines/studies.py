@@ -72,7 +72,9 @@ def _architecture(text: str) -> Variant:
 
 def _dataset(text: str) -> Variant:
     dataset, _, path = text.partition("=")
-    return {"name": dataset, "prepare.dataset": dataset} | ({"prepare.path": _absolute(path)} if path else {})
+    variant = {"name": dataset, "prepare.dataset": dataset} | ({"prepare.path": _absolute(path)} if path else {})
+    # the cutout of CIFAR-10's recipe would cover the bundled images of 8 and 16 pixels
+    return variant | ({"prepare.image_size": 32} if dataset in ("digits", "glyphs") else {})
 
 
 def _seed(text: str) -> Variant:

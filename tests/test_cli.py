@@ -16,7 +16,7 @@ from arnas import cli, config, objects
 from arnas.errors import Diverged, InvalidInput
 
 COMMANDS = ("prepare", "search", "derive", "retrain", "adopt", "export", "whitebox", "blackbox", "transfer", "report")
-COMMANDS += ("upload", "info")
+COMMANDS += ("study", "upload", "info")
 
 
 @pytest.fixture
@@ -164,6 +164,15 @@ def test_transfer_takes_settings_of_training_and_of_attacks(preset: str, monkeyp
     assert told.args[:4] == (Path("g"), Path("in"), Path("model"), Path("scores"))
     assert (told.args[4].epochs, told.args[4].loss) == (2, "mart")
     assert (told.args[5].images, told.args[5].epsilon) == (3, 4 / 255)
+
+
+def test_study_takes_models_of_any_origin_as_they_are(preset: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    words = ["s.json", "--models", "a", "b", "--evaluations", "c", "d", "--page", "p.html", "--preset", preset]
+    told = called("study", [*words, "--blackbox", "black", "--set", "whitebox.images=5"], monkeypatch)
+    assert told.args == ([], [Path("a"), Path("b")], [Path("c"), Path("d")], Path("s.json"))
+    files = {key: told.kwargs[key] for key in ("page", "table", "blackbox", "name")}
+    assert files == {"page": Path("p.html"), "table": None, "blackbox": Path("black"), "name": "comparison"}
+    assert told.kwargs["settings"] == config.load(preset, {"whitebox.images": 5})
 
 
 def test_derive_and_report_pass_on_what_they_are_given(preset: str, monkeypatch: pytest.MonkeyPatch) -> None:

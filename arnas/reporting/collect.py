@@ -9,13 +9,16 @@ from numpy.typing import NDArray
 
 from arnas.evaluation import checks
 from arnas.evaluation.statistics import compared
+from arnas.reporting import histories
 from arnas.reporting.scores import COLUMNS, Body, Run, strongest, violations
+from arnas.space.operations import OPERATIONS
 
 
 def collect(run: Run) -> dict[str, Any]:
     """The document: models x attacks, comparisons, black-box matrix, transfer; settings, versions, data and digests.
 
-    A score is {"correct", "total", "accuracy" in [0, 1], "interval": [low, high] (95%)}. What a run lacks is left out.
+    With it goes what the page's figures show of search and training, and what each artifact took. A score is
+    {"correct", "total", "accuracy" in [0, 1], "interval": [low, high] (95%)}. What a run lacks is left out.
     """
     square = run.blackbox["content"].get("square", {}) if run.blackbox else {}
     content = run.images["content"]
@@ -23,10 +26,18 @@ def collect(run: Run) -> dict[str, Any]:
         name: _model(body, run.evaluations.get(name), {"square": square[name]} if name in square else {})
         for name, body in run.models.items()
     }
+    black = run.blackbox["content"] if run.blackbox else None
     for name, outcomes in run.outcomes.items():
-        models[name] |= _first(run.evaluations[name]["content"], outcomes)
-        models[name]["checks"] = _checks(run, name)
+        evaluation = run.evaluations[name]["content"]
+        models[name] |= {
+            **first_attacks(evaluation, outcomes),
+            "checks": checked(evaluation, outcomes, black, run.blackbox_outcomes),
+        }
+    for name in run.trained().keys() & run.histories:
+        models[name]["training"] = histories.training(run.histories[name])
     scores: dict[str, Any] = {"models": models}
+    if run.search:
+        scores["search"] = histories.search(run.search, list(OPERATIONS))
     if pairs := compare(run.outcomes, ["clean", *filter(None, [strongest(models)])]):
         scores["pairs"] = pairs
     if run.blackbox:
@@ -41,6 +52,7 @@ def collect(run: Run) -> dict[str, Any]:
         "versions": _versions(run),
         "data": {key: content[key] for key in ("dataset", "classes", "shape", "counts")},
         "digests": _digests(run),
+        "artifacts": {name: _took(body["origin"]) for name, body in run.artifacts()},
         "warnings": _warnings(run, scores),
     }
 
@@ -69,22 +81,42 @@ def _model(model: Body, evaluation: Body | None, square: Mapping[str, Any]) -> d
     }
 
 
-def _first(content: Mapping[str, Any], outcomes: Mapping[str, NDArray[np.generic]]) -> dict[str, Any]:
-    """How many images each part of AutoAttack broke that those before it had not."""
-    parts, first = content.get("autoattack_parts", []), outcomes.get("autoattack_first")
+def first_attacks(evaluation: Mapping[str, Any], outcomes: Mapping[str, Any]) -> dict[str, Any]:
+    """How many images each part of AutoAttack broke that those before it had not; nothing where it was not run.
+
+    Args:
+        evaluation: Content of a white-box evaluation.
+        outcomes: Its outcomes.safetensors, tensors or arrays.
+    """
+    parts, first = evaluation.get("autoattack_parts", []), outcomes.get("autoattack_first")
     if not parts or first is None:
         return {}
     return {"autoattack_first": {part: int((first == index).sum()) for index, part in enumerate(parts)}}
 
 
-def _checks(run: Run, name: str) -> list[Mapping[str, Any]]:
-    """What was asked of the evaluation itself, to find masked gradients; the black box has a say, too."""
-    content = run.evaluations[name]["content"]
-    found = list(content.get("checks", []))
-    if run.blackbox and "norm" in content["settings"]:  # earlier versions had no checks
-        black = run.blackbox["content"]
-        found += checks.blackbox_no_stronger(content, run.outcomes[name], black, run.blackbox_outcomes)
+def checked(
+    evaluation: Mapping[str, Any],
+    outcomes: Mapping[str, Any],
+    blackbox: Mapping[str, Any] | None,
+    blackbox_outcomes: Mapping[str, Any],
+) -> list[Mapping[str, Any]]:
+    """What was asked of the evaluation itself, to find masked gradients; the black box, where there is one, has a say.
+
+    Args:
+        evaluation, blackbox: Contents of the two evaluations.
+        outcomes, blackbox_outcomes: Their outcomes.safetensors, tensors or arrays.
+    """
+    found = list(evaluation.get("checks", []))
+    if blackbox and "norm" in evaluation["settings"]:  # earlier versions had no checks
+        found += checks.blackbox_no_stronger(evaluation, outcomes, blackbox, blackbox_outcomes)
     return found
+
+
+def _took(origin: Mapping[str, Any]) -> dict[str, Any]:
+    """Time, memory and device, as far as they are known."""
+    return {
+        key: origin[key] for key in ("seconds", "peak_memory_mib", "peak_gpu_memory_mib", "device") if key in origin
+    }
 
 
 def _versions(run: Run) -> dict[str, str]:

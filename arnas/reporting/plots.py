@@ -20,12 +20,12 @@ from matplotlib.rcsetup import cycler
 from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator, PercentFormatter
 from numpy.typing import NDArray
 
+from arnas.reporting import histories
 from arnas.space.drawing import COLOURS
 
 INK = "#010203"  # stands for currentColor until the figure is written
 SERIES = ("#1f83c6", "#d55e00", "#009e73", "#cc79a7", "#9a7fd1", "#b08400", "#7f7f7f")
 MARKERS = "osD^vPX"
-POINTS = 240  # of a curve, at most: longer histories are averaged in as many equal pieces
 STYLE: Any = {
     "axes.axisbelow": True,
     "axes.edgecolor": INK,
@@ -93,7 +93,7 @@ def search_gradients(history: Mapping[str, Any]) -> tuple[Figure, str]:
     for name, colour in (("natural", SERIES[0]), ("adversarial", SERIES[1])):
         _curve(below, history, f"{name}_norm", name, colour)
     below.set(xlabel="epochs passed", title="norm of the hypergradient")
-    norms = np.concatenate([_column(history, "natural_norm"), _column(history, "adversarial_norm")])
+    norms = np.concatenate([histories.column(history, f"{name}_norm") for name in ("natural", "adversarial")])
     if norms.min() > 0:
         below.set_yscale("log")
         below.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if norms.max() < 100 * norms.min() else (1,)))
@@ -115,7 +115,7 @@ def operation_weights(history: Mapping[str, Any], operations: Sequence[str]) -> 
     panels = np.atleast_1d(figure.subplots(len(kinds), 1, sharex=True, sharey=True))
     strongest = []
     for axes, kind in zip(panels, kinds, strict=True):
-        means = np.array([np.mean(epoch["weights"][kind], axis=0) for epoch in epochs])  # [epochs, operations]
+        means = histories.weights(history, kind)
         for index, operation in enumerate(operations):
             axes.plot(_epochs(history), means[:, index], marker=MARKERS[index], markersize=3, label=operation)
         axes.axhline(1 / len(operations), color=INK, alpha=0.4, linewidth=0.8, linestyle="--")
@@ -328,25 +328,17 @@ def _legend(figure: Figure, columns: int, axes: Axes | None = None) -> None:
     figure.legend(handles, labels, loc="outside lower center", ncols=columns)
 
 
-def _column(history: Mapping[str, Any], name: str) -> NDArray[np.float64]:
-    return np.array(history["steps"], dtype=float)[:, history["columns"].index(name)]
-
-
 def _epochs(history: Mapping[str, Any]) -> list[int]:
     return [epoch["epoch"] for epoch in history["epochs"]]
 
 
 def _curve(axes: Axes, history: Mapping[str, Any], name: str, label: str | None, colour: str) -> NDArray[np.float64]:
     """Draw a column step by step; of a long history the means of equal pieces, in a band from least to largest."""
-    values = _column(history, name)
-    pieces = np.array_split(values, min(POINTS, len(values)))
-    ends = np.cumsum([len(piece) for piece in pieces]) / len(values) * len(history["epochs"])
-    means = np.array([piece.mean() for piece in pieces])
-    axes.plot(ends, means, color=colour, label=label)
-    if len(pieces) < len(values):
-        least, largest = [piece.min() for piece in pieces], [piece.max() for piece in pieces]
-        axes.fill_between(ends, least, largest, color=colour, alpha=0.2, linewidth=0)
-    return means
+    shown = histories.curve(history, name)
+    axes.plot(shown["epochs"], shown["mean"], color=colour, label=label)
+    if "least" in shown:
+        axes.fill_between(shown["epochs"], shown["least"], shown["largest"], color=colour, alpha=0.2, linewidth=0)
+    return shown["mean"]
 
 
 def _per_kind(axes: Axes, history: Mapping[str, Any], field: str, word: Callable[[Any], str]) -> str:

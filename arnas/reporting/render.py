@@ -4,7 +4,8 @@ import base64
 import csv
 import hashlib
 import io
-from collections.abc import Iterable, Mapping, Sequence
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from typing import Any
@@ -39,20 +40,38 @@ class Download:
 
 
 def downloads(name: str, document: str, rows: Iterable[Row]) -> list[Download]:
-    """The page's scores, as JSON and as CSV."""
+    """The page's document, a JSON text; its scores as CSV, a row for each; and all of it as CSV."""
     return [
         Download("JSON", f"{name}.json", "application/json", document),
-        Download("CSV", f"{name}.csv", "text/csv", flat(rows)),
+        Download("scores as CSV", f"{name}.csv", "text/csv", flat(rows)),
+        Download(
+            "all of it as CSV", f"{name}-all.csv", "text/csv", _csv(("path", "value"), leaves(json.loads(document)))
+        ),
     ]
 
 
 def flat(rows: Iterable[Row]) -> str:
     """Scores as CSV with the columns of `CSV`: a line for each, accuracies and interval ends in [0, 1]."""
+    lines = (
+        [*names, score["correct"], score["total"], score["accuracy"], *score["interval"]] for *names, score in rows
+    )
+    return _csv(CSV, lines)
+
+
+def leaves(part: Any, path: str = "") -> Iterator[tuple[str, str]]:
+    """Every value of a JSON document that holds no other: its path, a JSON pointer (RFC 6901), and its text."""
+    inner = part if isinstance(part, dict) else dict(enumerate(part)) if isinstance(part, list) else {}
+    for key, value in inner.items():
+        yield from leaves(value, f"{path}/{str(key).replace('~', '~0').replace('/', '~1')}")
+    if not inner:
+        yield path, part if isinstance(part, str) else json.dumps(part)
+
+
+def _csv(columns: Sequence[str], lines: Iterable[Sequence[Any]]) -> str:
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(CSV)
-    for *names, score in rows:
-        writer.writerow([*names, score["correct"], score["total"], score["accuracy"], *score["interval"]])
+    writer.writerow(columns)
+    writer.writerows(lines)
     return text.getvalue()
 
 

@@ -163,7 +163,7 @@ def qualification(study: Mapping[str, Any]) -> str:
     settings = study["settings"].get("whitebox", {})
     ball = f"Attacks may {words.ball(settings)}. " if "epsilon" in settings else ""
     tested = "Differences are tested on the same images, and corrected for their number. " if study.get("pairs") else ""
-    return f"{ball}{tested}Each network was trained once: how far chance in training moves it was not measured."
+    return f"{ball}{tested}Each is one network: how far chance in its training moves its figures was not measured."
 
 
 def limits(study: Mapping[str, Any]) -> list[str]:
@@ -185,12 +185,12 @@ def limits(study: Mapping[str, Any]) -> list[str]:
         sentences.append("Variants on different data sets saw different images: their figures are not to be ranked.")
     if entries and strongest(entries):
         sentences.append(words.upper_bound(settings.get("norm", "linf")))
-    return sentences
+    return sentences + list(dict.fromkeys(note for entry in entries.values() for note in entry.get("notes", [])))
 
 
 def _entry(variant: Mapping[str, Any]) -> dict[str, Any]:
     """A variant as scores.json has its models."""
-    keys = ("parameters", "macs", "corrupted", "corruptions", "curve", "checks")
+    keys = ("parameters", "macs", "corrupted", "corruptions", "curve", "checks", "notes", "autoattack_first")
     return {**variant["scores"], **{key: variant[key] for key in keys if variant.get(key) or key in keys[:2]}}
 
 

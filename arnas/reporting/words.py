@@ -198,12 +198,15 @@ def _training(run: Run) -> list[str]:
 
 def _adopted(run: Run) -> list[str]:
     names = [name for name in run.models if name not in run.trained()]
-    if not names:
-        return []
-    return [
+    return [elsewhere(names)] if names else []
+
+
+def elsewhere(names: Sequence[str]) -> str:
+    """What is not known of networks that were adopted."""
+    return (
         f"Trained elsewhere, and only evaluated here: {', '.join(names)}. On which images and against which attacks, "
         "this page does not know; test images among them would flatter its figures."
-    ]
+    )
 
 
 def _recipe(run: Run) -> list[str]:

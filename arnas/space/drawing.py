@@ -9,7 +9,8 @@ and on dark.
 from collections.abc import Mapping, Sequence
 from xml.sax.saxutils import escape, quoteattr
 
-COLOURS = {"accurate": "#1f83c6", "reduce": "#008f68", "robust": "#d55e00"}
+# white letters stand out from them, and they themselves from a dark page
+COLOURS = {"accurate": "#1b7abb", "reduce": "#008561", "robust": "#c25500"}
 TINTS = {"accurate": "#dcecf7", "reduce": "#d8efe7", "robust": "#fae5d6"}
 
 Edge = tuple[str, int] | list[str | int]
@@ -92,7 +93,7 @@ def _cell(kind: str, cell: Cell) -> str:
     bus.append(f'<path d="M{_x(2)} {output}H{_x(last)}" />')
     return (
         f'<text x="{LEFT - 26}" y="26" font-size="17" font-weight="bold" text-anchor="start" '
-        f'fill="{colour}" font-family="system-ui, sans-serif">{kind} cell</text>'
+        f'fill="currentColor" font-family="system-ui, sans-serif">{kind} cell</text>'
         f'<g fill="none" stroke="#8a929c" stroke-width="1.5" stroke-dasharray="3 4">{"".join(bus)}</g>'
         f'<g fill="none" stroke="{colour}" stroke-width="2">{"".join(lines)}</g>'
         f"{''.join(names)}"

@@ -19,6 +19,8 @@ from arnas.config import Settings
 from arnas.errors import InvalidInput
 from arnas.evaluation import statistics
 from arnas.evaluation.checks import LADDER
+from arnas.reporting import words
+from arnas.reporting.collect import checked, first_attacks
 from arnas.space.genotype import Genotype
 from arnas.space.layout import KINDS
 from arnas.space.operations import OPERATIONS
@@ -62,7 +64,8 @@ def run(
 
     Returns:
         digest, number of variants, and of each attack the mean and spread where the variants differ in their seed
-        alone; else, of up to 12 variants, the accuracies clean and under the strongest attack.
+        alone; else the accuracies clean and under the strongest attack, and of more than 12 variants instead lowest,
+        mean and highest under each attack that all of them met.
 
     Raises:
         InvalidInput: An artifact is missing, damaged, or belongs to none of the variants.
@@ -75,7 +78,8 @@ def run(
     names = [str(variant["name"]) for variant in variants]
     left_out = ("name", "prepare.path")  # where data lie says nothing of them
     changes = [{key: value for key, value in variant.items() if key not in left_out} for variant in variants]
-    rows = [_row(one, change, bodies[one], attacked[one]) for one, change in zip(names, changes, strict=True)]
+    black = _blackbox(blackbox, bodies)
+    rows = [_row(one, change, bodies[one], attacked[one], black) for one, change in zip(names, changes, strict=True)]
     repeated = _only_seeds(changes)
     study: Body = {
         "schema": SCHEMA,
@@ -83,11 +87,9 @@ def run(
         "variants": rows,
         "accuracy": _accuracy(rows) if repeated else None,
         "pairs": [] if repeated else _pairs(rows, attacked),
-        **_choices([bodies[one] for one in names]),
-        "blackbox": _matrix(blackbox, bodies),
-        "settings": settings.model_dump(
-            mode="json", exclude={"models": True, "transfer": True, "prepare": {"path", "download"}}
-        ),
+        **_choices([bodies[one] for one in names] if repeated else []),
+        "blackbox": _matrix(black),
+        "settings": _settings(settings, [*attacked.values()]),
         "versions": runtime.versions(),
         "warnings": [*_recipes(changes, bodies, attacked)],
     }
@@ -116,7 +118,7 @@ def _models(paths: Sequence[Pathlike]) -> dict[str, Body]:
 
 
 def _evaluations(paths: Sequence[Pathlike], models: Mapping[str, Body]) -> dict[str, Body]:
-    """The evaluation of each model, by its name; `place` is where it lies."""
+    """The evaluation of each model, by its name; `outcomes` are those of its images."""
     names = {body["digest"]: name for name, body in models.items()}
     found: dict[str, Body] = {}
     for path in paths:
@@ -127,7 +129,7 @@ def _evaluations(paths: Sequence[Pathlike], models: Mapping[str, Body]) -> dict[
             raise InvalidInput(
                 f"Evaluation {path} is {which} {body['content']['model']!r}; give one for each of the models."
             )
-        found[name] = body | {"place": path}
+        found[name] = body | {"outcomes": load_file(Path(path) / "outcomes.safetensors")}
     return found
 
 
@@ -141,7 +143,7 @@ def _require_all(variants: Sequence[Mapping[str, Any]], *found: Mapping[str, Bod
             )
 
 
-def _row(name: str, changes: Mapping[str, Any], model: Body, evaluation: Body) -> Body:
+def _row(name: str, changes: Mapping[str, Any], model: Body, evaluation: Body, black: Body) -> Body:
     content, network, attacked = model["content"], model["content"].get("network", {}), evaluation["content"]
     cells = network.get("cells")
     row = {
@@ -163,20 +165,33 @@ def _row(name: str, changes: Mapping[str, Any], model: Body, evaluation: Body) -
         "model_digest": model["digest"],
         "evaluation_digest": evaluation["digest"],
     }
-    return row | {key: attacked[key] for key in ("corrupted", "curve", "checks") if key in attacked}
+    row |= {key: attacked[key] for key in ("corrupted", "curve", "corruptions", "notes") if key in attacked}
+    return {
+        **row,
+        **first_attacks(attacked, evaluation["outcomes"]),
+        "checks": checked(attacked, evaluation["outcomes"], black.get("content"), black.get("outcomes", {})),
+    }
 
 
 def _genotype(model: Body) -> Genotype:
     return Genotype.from_json(model["content"]["network"]["cells"], f"model {model['content']['name']}")
 
 
-def _matrix(path: Pathlike | None, models: Mapping[str, Body]) -> dict[str, Any] | None:
-    """Scores by source and target; the source "square" is the attack of that name, which has no source network."""
+def _blackbox(path: Pathlike | None, models: Mapping[str, Body]) -> Body:
+    """The black-box evaluation, with the `outcomes` of its images; empty where there is none."""
     if path is None:
-        return None
-    content = artifacts.read(path, "blackbox")["content"]
-    if content["model_digests"] != {name: body["digest"] for name, body in models.items()}:
+        return {}
+    body = artifacts.read(path, "blackbox")
+    if body["content"]["model_digests"] != {name: model["digest"] for name, model in models.items()}:
         raise InvalidInput(f"Black-box evaluation {path} is of other models; give the one of the study's models.")
+    return body | {"outcomes": load_file(Path(path) / "outcomes.safetensors")}
+
+
+def _matrix(black: Body) -> dict[str, Any] | None:
+    """Scores by source and target; the source "square" is the attack of that name, which has no source network."""
+    if not black:
+        return None
+    content = black["content"]
     return {**content["blackbox"]} | ({"square": content["square"]} if content["square"] else {})
 
 
@@ -207,10 +222,9 @@ def _accuracy(rows: Sequence[Body]) -> dict[str, statistics.Spread]:
 
 def _pairs(rows: Sequence[Body], attacked: Mapping[str, Body]) -> list[Body]:
     """Comparisons on the same images under the same attacks, with p values adjusted for all of them together."""
-    outcomes = {name: load_file(Path(body["place"]) / "outcomes.safetensors") for name, body in attacked.items()}
     chosen = combinations(rows, 2) if len(rows) <= EVERY_PAIR else ((rows[0], other) for other in rows[1:])
     return statistics.compared(
-        outcomes,
+        {name: body["outcomes"] for name, body in attacked.items()},
         (
             (one["name"], other["name"], attack)
             for one, other in chosen
@@ -232,6 +246,16 @@ def _attacks(evaluation: Body) -> dict[str, Any]:
     return {key: value for key, value in kept if key not in ("seed", "batch_size", "block_size", "examples")}
 
 
+def _settings(settings: Settings, attacked: Sequence[Body]) -> dict[str, Any]:
+    """The settings that the variants have in common; those of the attacks as the evaluations tell them."""
+    common = settings.model_dump(
+        mode="json", exclude={"models": True, "transfer": True, "prepare": {"path", "download"}}
+    )
+    if all(_attacks(one) == _attacks(attacked[0]) for one in attacked):  # else a warning says so
+        common["whitebox"] |= _attacks(attacked[0])
+    return common
+
+
 def _recipes(
     changes: Sequence[Mapping[str, Any]], models: Mapping[str, Body], attacked: Mapping[str, Body]
 ) -> Iterator[str]:
@@ -241,7 +265,7 @@ def _recipes(
         (models, "The networks were not trained under one recipe: {} differ besides what the study varies."),
         (attacked, "The networks were not attacked alike: {} differ; such variants are not compared in pairs."),
     ):
-        settings = [body["content"]["settings"] for body in bodies.values()]
+        settings = [body["content"]["settings"] for body in bodies.values() if body["content"]["settings"]]
         keys = dict.fromkeys(key for each in settings for key in each)
         others = [key for key in keys if any(each.get(key) != settings[0].get(key) for each in settings)]
         if bodies is models:
@@ -252,6 +276,8 @@ def _recipes(
             yield sentence.format(", ".join(others))
     if len({body["content"]["images"] for body in attacked.values()}) > 1:
         yield "The variants were tested on different images; those on other images are not compared in pairs."
+    if adopted := [name for name, body in models.items() if not body["content"]["settings"]]:
+        yield words.elsewhere(adopted)
 
 
 def _flat(changes: Mapping[str, Any]) -> Iterator[str]:
@@ -265,7 +291,11 @@ def _flat(changes: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _choices(models: Sequence[Body]) -> Body:
-    """Operations that searches chose, by cell kind; None where fewer than two of the networks were searched."""
+    """Operations that searches chose, by cell kind; None where fewer than two of the networks were searched.
+
+    Args:
+        models: Repeats of one search: shares and tests take each genotype for a draw of the same chance.
+    """
     searched = [_genotype(body) for body in models if body["content"]["settings"].get("architecture") == "searched"]
     if len(searched) < 2:
         return {"operations": None, "kinds_differ": None, "agreement": None}
@@ -327,15 +357,13 @@ def _csv(rows: Sequence[Body]) -> str:
 
 
 def _figures(study: Body) -> dict[str, float]:
-    """The main figures under flat names."""
-    if study["accuracy"]:
-        means = {f"{attack}_mean": spread["mean"] for attack, spread in study["accuracy"].items()}
-        return means | {f"{attack}_spread": spread["spread"] for attack, spread in study["accuracy"].items()}
+    """The main figures under flat names: what a person can take in, so of many variants their range alone."""
     rows = study["variants"]
-    attacks = [attack for attack in ("clean", strongest(rows)) if attack]
-    return {
-        f"{row['name']} {attack}": row["scores"][attack]["accuracy"]
-        for row in rows
-        if len(rows) <= EVERY_PAIR
-        for attack in attacks
-    }
+    parts: tuple[str, ...] = ("mean", "spread")
+    spreads: Mapping[str, Any] = study["accuracy"] or {}
+    if not spreads and len(rows) > EVERY_PAIR:
+        parts, spreads = ("lowest", "mean", "highest"), _accuracy(rows)
+    if not spreads:
+        attacks = [attack for attack in ("clean", strongest(rows)) if attack]
+        return {f"{row['name']} {attack}": row["scores"][attack]["accuracy"] for row in rows for attack in attacks}
+    return {f"{attack}_{part}": spread[part] for part in parts for attack, spread in spreads.items()}

@@ -7,20 +7,27 @@ import signal
 import subprocess
 import sys
 import time
+import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
+import kfp.local
 import pytest
 import yaml
+from kfp.dsl.executor_main import executor_main
 
 from arnas import artifacts, config
+from arnas.data import image_set
 from arnas.errors import InvalidInput
 from arnas.space.layout import Layout
-from pipelines import local, studies
+from pipelines import local, placement, studies
 from pipelines.__main__ import main
-from pipelines.generate import ROOT
+from pipelines.generate import ROOT, build
 from pipelines.studies import STUDIES
 
+SIDES = {"digits": 8, "glyphs": 16, "cifar10": 32, "tiny-imagenet": 64}  # pixels, as stored
 # AutoAttack takes long and has tests of its own
 QUICK = ["search.epochs=1", "retrain.epochs=1", "prepare.train_limit=128", "whitebox.autoattack_images=0"]
 
@@ -33,6 +40,11 @@ QUICK = ["search.epochs=1", "retrain.epochs=1", "prepare.train_limit=128", "whit
 def test_every_study_has_variants_of_its_own_that_every_preset_allows(name: str, preset: str) -> None:
     found = studies.require(name, studies.told(name, []), preset, studies.common(name, {}))
     assert len({each.model_dump_json() for each in found}) == len(found) >= 2
+    for each in found:
+        side = each.prepare.image_size or SIDES[each.prepare.dataset]
+        image_set.require_fit(each.retrain, (3, side, side), each.retrain.cutout)
+        if STUDIES[name].searches:
+            image_set.require_fit(each.search, (3, side, side))
 
 
 def test_the_layouts_of_the_placement_study_begin_with_the_papers() -> None:
@@ -56,7 +68,7 @@ def test_values_become_variants(tmp_path: Path) -> None:
         {"name": "genotype", "retrain.architecture": place},
     ]
     assert studies.told("transfer", ["digits", *(f"folder={folder}" for folder in folders)]) == [
-        {"name": "digits", "prepare.dataset": "digits"},
+        {"name": "digits", "prepare.dataset": "digits", "prepare.image_size": 32},
         {"name": "folder a", "prepare.dataset": "folder", "prepare.path": str(folders[0])},
         {"name": "folder b", "prepare.dataset": "folder", "prepare.path": str(folders[1])},
     ]
@@ -134,6 +146,73 @@ def test_tasks_are_told_apart_by_their_variants_also_after_one_has_failed(capsys
     begun = [line.removesuffix(" ...") for line in capsys.readouterr().out.splitlines() if line.endswith("...")]
     assert begun == ["prepare", "search a", "derive a", "retrain a", "search b", "retrain b", "study"]
     assert view.explained() == ["retrain a failed: It is wrong."]
+
+
+# ------------------------------------------------------------------------------------------------------ from end to end
+
+
+@pytest.fixture
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
+    """A function of a study: runs its pipeline with tasks of this process; returns study.json and the page.
+
+    What KFP adds by starting Python for every task is tested by the studies that are killed.
+    """
+
+    def task(full_command: list[str], env_vars: Any = None) -> int:
+        *_, source, asked, given, which, function = full_command
+        file = tmp_path / f"task_{uuid4().hex}.py"
+        file.write_text(source)
+        with monkeypatch.context() as patch:
+            patch.setattr(sys, "argv", ["", "--component_module_path", str(file), asked, given, which, function])
+            executor_main()
+        return 0
+
+    def run(name: str, values: list[str], file: str | None = None) -> tuple[Any, str]:
+        about = {"variants": studies.told(name, values, file=file), "preset": "smoke", "device": "cpu"}
+        changes = config.assignments([*QUICK, "whitebox.curve_images=0", "whitebox.corruption_images=0"])
+        about |= {"overrides": studies.common(name, changes), "checkpoints": str(tmp_path / "checkpoints")}
+        site = placement.load().model_copy(update={"parallelism": 1, "preflight": False})
+        kfp.local.init(kfp.local.SubprocessRunner(use_venv=False), pipeline_root=str(tmp_path / "runs"))
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", module=r"kfp\.")  # limits and images have no part here
+            outputs = build(name, site)(**about, gpus="0", endpoint="").outputs
+        return json.loads(Path(outputs["result"].path).read_text()), Path(outputs["report"].path).read_text()
+
+    monkeypatch.setattr("kfp.local.subprocess_task_handler.run_local_subprocess", task)
+    monkeypatch.setattr(signal, "signal", lambda *_: None)  # KFP's loops are threads, where nobody may ask for signals
+    return run
+
+
+def test_a_comparison_has_the_black_box_matrix_and_the_front_of_its_architectures(run: Callable[..., Any]) -> None:
+    found, page = run("comparison", ["arnas-cifar10", "resnet18"])
+    names = ["arnas-cifar10", "resnet18"]
+    assert [row["name"] for row in found["variants"]] == names
+    assert [row["architecture"] for row in found["variants"]] == ["genotype", "resnet18"]
+    assert list(found["blackbox"]) == [*names, "square"]
+    assert all(list(row) == names for row in found["blackbox"].values())
+    for row in found["variants"]:
+        assert [check["check"] for check in row["checks"]].count("black box") == 2  # the other's examples, and Square
+    assert "made on (source)" in page and re.search(r"no other is better in one|the whole Pareto front", page)
+
+
+def test_a_transfer_has_one_table_over_its_data_sets_and_ranks_none_of_them(run: Callable[..., Any]) -> None:
+    found, page = run("transfer", ["digits", "glyphs"])
+    assert [row["dataset"] for row in found["variants"]] == ["digits", "glyphs"]
+    assert len({row["genotype"]["digest"] for row in found["variants"]}) == 1 and found["pairs"] == []
+    rows = re.findall(r'<th scope="row">(\w+)</th>', page[: page.index("</table>")])
+    assert rows == ["digits", "glyphs"] and "not to be ranked" in page
+
+
+def test_an_ablation_has_a_row_for_each_search_and_pools_none_of_their_genotypes(
+    run: Callable[..., Any], tmp_path: Path
+) -> None:
+    variants = [{"name": "as published"}, {"name": "natural only", "search.combination": "natural"}]
+    (tmp_path / "two.yaml").write_text(yaml.safe_dump(variants))
+    found, page = run("ablation", [], str(tmp_path / "two.yaml"))
+    told = [(row["name"], row["changes"]) for row in found["variants"]]
+    assert told == [("as published", {}), ("natural only", {"search.combination": "natural"})]
+    assert all(row["cells"] and row["architecture"] == "genotype" for row in found["variants"])
+    assert len(found["pairs"]) == 2 and found["operations"] is None and "What the searches chose" not in page
 
 
 # ------------------------------------------------------------------------------------------------- killed, and resumed

@@ -199,7 +199,7 @@ def evaluation(output: Path, random: np.random.Generator, path: Path, images: Pa
     if "autoattack" in outcomes:
         first = np.where(outcomes["autoattack"], -1, random.choice(4, 200, p=[0.8, 0.18, 0.015, 0.005]))
         outcomes["autoattack_first"] = np.where(outcomes["clean"][:200], first, -2).astype(np.int8)
-    outcomes["corruptions"] = luck[:120, None, None] < CHANCES[name]["clean"] * CORRUPTED
+    outcomes["corruptions"] = _corrupted(luck, CHANCES[name]["clean"])
     masked = name == "natural"
     content = {
         "model": name,
@@ -211,28 +211,7 @@ def evaluation(output: Path, random: np.random.Generator, path: Path, images: Pa
         "macs": body["content"]["macs"],
         "scores": {attack: score(outcome) for attack, outcome in withstood.items()},
         "autoattack_parts": PARTS if "autoattack" in outcomes else [],
-        "curve": [
-            {"epsilon": epsilon, **score(luck < CHANCES[name]["clean"] * (not masked) * max(0, 1 - 10 * epsilon))}
-            for epsilon in (0.0, *(2**power / 255 for power in range(1, 6)))
-        ],
-        "corruptions": {
-            corruption: {str(severity + 1): score(outcomes["corruptions"][:, index, severity]) for severity in range(5)}
-            for index, corruption in enumerate(("noise", "blur", "contrast", "jpeg"))
-        },
-        "corrupted": score(outcomes["corruptions"].ravel()),
-        "checks": [
-            {
-                "check": "ladder",
-                "holds": not masked,
-                "sentence": MASKED if masked else "fgsm leaves 266 of 360, clean 335.",
-            },
-            {
-                "check": "unbounded epsilon",
-                "holds": True,
-                "sentence": "PGD-20 leaves 0 of 360 samples right at epsilon 1.",
-            },
-        ],
-        "notes": [],
+        **_findings(luck, CHANCES[name]["clean"], masked),
         "warnings": [MASKED] if masked else [],
     }
     k = 6
@@ -246,6 +225,33 @@ def evaluation(output: Path, random: np.random.Generator, path: Path, images: Pa
         "adversarial_prediction": (np.arange(k) + (np.arange(k) % 3 > 0)) % 10,
     }
     return _write(output, "evaluation", content, {"outcomes": outcomes, "examples": examples})
+
+
+def _corrupted(luck: np.ndarray, clean: float) -> np.ndarray:
+    """Which images are right under each corruption and severity, bool [n, corruptions, severities]."""
+    return luck[:120, None, None] < clean * CORRUPTED
+
+
+def _findings(luck: np.ndarray, clean: float, masked: bool) -> dict[str, Any]:
+    """Curve, corruptions and checks of a model of that clean accuracy."""
+    corrupted = _corrupted(luck, clean)
+    told = [
+        ("ladder", not masked, MASKED if masked else "fgsm leaves 266 of 360, clean 335."),
+        ("unbounded epsilon", True, "PGD-20 leaves 0 of 360 samples right at epsilon 1."),
+    ]
+    return {
+        "curve": [
+            {"epsilon": epsilon, **score(luck < clean * (not masked) * max(0, 1 - 10 * epsilon))}
+            for epsilon in (0.0, *(2**power / 255 for power in range(1, 6)))
+        ],
+        "corruptions": {
+            corruption: {str(severity + 1): score(corrupted[:, index, severity]) for severity in range(5)}
+            for index, corruption in enumerate(("noise", "blur", "contrast", "jpeg"))
+        },
+        "corrupted": score(corrupted.ravel()),
+        "checks": [{"check": check, "holds": holds, "sentence": sentence} for check, holds, sentence in told],
+        "notes": [],
+    }
 
 
 def blackbox(output: Path, random: np.random.Generator, models: list[Path], images: Path, settings: Settings) -> Path:
@@ -287,7 +293,10 @@ STUDIES: dict[str, list[dict[str, Any]]] = {  # variants of each study
 
 
 def study(kind: str, seed: int = 0, total: int = 400) -> dict[str, Any]:
-    """A study.json of made-up outcomes; the second variant of each but `seeds` is weaker beyond chance."""
+    """A study.json of made-up outcomes; the second variant of each but `seeds` is weaker beyond chance.
+
+    The last one violates a check.
+    """
     random = np.random.default_rng(seed)
     variants, outcomes = [], {}
     for index, changes in enumerate(STUDIES[kind]):
@@ -308,13 +317,15 @@ def study(kind: str, seed: int = 0, total: int = 400) -> dict[str, Any]:
                 "selection": None,
                 "seconds": 74.3 + index,
                 "scores": {attack: score(right) for attack, right in outcomes[name].items()},
-                "warnings": [],
+                "warnings": [MASKED] if index == len(STUDIES[kind]) - 1 else [],
                 "genotype": None,
                 "model_digest": f"{index:064x}",
                 "evaluation_digest": f"{index + 100:064x}",
+                "autoattack_first": {part: 10 * (4 - place) + index for place, part in enumerate(PARTS)},
+                **_findings(luck, chances["clean"] - worse, index == len(STUDIES[kind]) - 1),
             }
         )
-    searched = kind in ("seeds", "ablation")
+    searched = kind == "seeds"
     return {
         "schema": "arnas.study/1",
         "study": kind,

@@ -6,7 +6,7 @@ import shutil
 import time
 
 import pytest
-from reporting.fixtures import study
+from reporting.fixtures import STUDIES, study
 
 from arnas.reporting.study import page
 
@@ -18,13 +18,17 @@ FLAGS = """--headless=new --no-sandbox --disable-gpu --disable-quic --no-first-r
     --disable-background-networking --disable-component-update --disable-sync"""
 
 
+PAGES = ["report", *STUDIES]
+
+
 @pytest.fixture(scope="module")
 def pages(reported, tmp_path_factory):
-    """Addresses of a report and of a study."""
+    """Addresses of a report and of each study."""
     folder = tmp_path_factory.mktemp("pages")
     shutil.copy(reported / "report.html", folder / "report.html")
-    (folder / "study.html").write_text(page(study("placement")), encoding="utf-8")
-    return {name: (folder / f"{name}.html").as_uri() for name in ("report", "study")}
+    for name in STUDIES:
+        (folder / f"{name}.html").write_text(page(study(name)), encoding="utf-8")
+    return {name: (folder / f"{name}.html").as_uri() for name in PAGES}
 
 
 @pytest.fixture(scope="module")
@@ -45,17 +49,17 @@ def browser(tmp_path_factory):
     driver.quit()
 
 
-@pytest.fixture(params=["report", "study"])
+@pytest.fixture(params=PAGES)
 def opened(request, browser, pages):
     """The browser with one of the pages, at a desk's width, in the light, with scripts."""
     show(browser, pages[request.param])
     return browser
 
 
-def show(browser, address, *, width=1280, dark=False, scripts=True):
+def show(browser, address, *, width=1280, height=800, dark=False, scripts=True):
     browser.execute_cdp_cmd(
         "Emulation.setDeviceMetricsOverride",
-        {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": width < 600},
+        {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 600},
     )
     scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
     browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": "", "features": [scheme]})
@@ -99,7 +103,7 @@ def test_a_click_on_a_header_sorts_by_figures_and_a_second_one_turns_it_round(op
     buttons = opened.find_element("css selector", "table").find_elements("css selector", "thead button")
     figures = [float(text.split("%")[0]) for text in column(opened, 1)]
     names = column(opened, 0)
-    assert figures != sorted(figures, reverse=True) and set(headers()) == {None}
+    assert set(headers()) == {None}
     buttons[1].click()
     assert [float(text.split("%")[0]) for text in column(opened, 1)] == sorted(figures, reverse=True)
     assert headers()[1] == "descending" and headers().count(None) == len(headers()) - 1
@@ -110,12 +114,21 @@ def test_a_click_on_a_header_sorts_by_figures_and_a_second_one_turns_it_round(op
     assert column(opened, 0) == sorted(names) and headers()[:2] == ["ascending", None]
 
 
-def test_without_scripts_the_page_is_whole_and_promises_no_sorting(browser, pages):
-    show(browser, pages["report"], scripts=False)
+@pytest.mark.parametrize("name", PAGES)
+def test_without_scripts_the_page_is_whole_and_promises_no_sorting(browser, pages, name):
+    show(browser, pages[name], scripts=False)
     assert browser.find_elements("css selector", "button") == []
     rows = browser.find_element("css selector", "table").find_elements("css selector", "tbody tr")
-    assert len(rows) == 3 and all(row.is_displayed() for row in rows)
+    assert len(rows) == len(STUDIES.get(name, "abc")) and all(row.is_displayed() for row in rows)
     assert browser.find_elements("css selector", "a[download]")[0].is_displayed()
+
+
+def test_claim_alarms_and_the_first_row_of_figures_lie_in_the_first_screen(opened):
+    lowest = opened.execute_script("""
+        const first = ["h1", "[aria-label='Violated checks']", "table tbody tr"];
+        return first.map((which) => document.querySelector(which).getBoundingClientRect().bottom);
+    """)
+    assert lowest == sorted(lowest) and lowest[-1] <= opened.execute_script("return innerHeight") == 800
 
 
 @pytest.mark.parametrize("width", [320, 390, 768])
@@ -135,6 +148,30 @@ def contrast(first, second):
 
     low, high = sorted((luminance(first), luminance(second)))
     return (high + 0.05) / (low + 0.05)
+
+
+@pytest.mark.parametrize("dark", [False, True])
+def test_every_letter_of_a_figure_stands_out_from_what_it_is_drawn_on(browser, pages, dark):
+    weak = set()
+    for address in pages.values():
+        show(browser, address, height=20_000, dark=dark)  # what is outside of the window is not found by its place
+        found = browser.execute_script("""
+            const ground = ({ x, y, width, height }) => {
+              for (const element of document.elementsFromPoint(x + width / 2, y + height / 2)) {
+                const { fill, fillOpacity, opacity, backgroundColor } = getComputedStyle(element);
+                const drawn = element instanceof SVGGeometryElement;
+                if (drawn && fill !== "none" && fillOpacity * opacity === 1) return fill;
+                if (!(element instanceof SVGElement) && !backgroundColor.startsWith("rgba")) return backgroundColor;
+              }
+            };
+            return [...document.querySelectorAll("svg text")]
+              .map((text) => [text, text.getBoundingClientRect()])
+              .filter(([, box]) => box.width > 0)
+              .map(([text, box]) => [getComputedStyle(text).fill, ground(box), text.textContent]);
+        """)
+        assert len(found) > 10
+        weak |= {(ink, ground, what) for ink, ground, what in found if contrast(ink, ground) < 4.5}
+    assert weak == set()
 
 
 @pytest.mark.parametrize("dark", [False, True])
@@ -161,7 +198,7 @@ def test_every_word_stands_out_from_its_ground_by_day_and_by_night(browser, page
 
 def test_the_links_give_the_files_that_they_name(opened, reported):
     links = opened.find_elements("css selector", "a[download]")
-    assert len(links) == 2
+    assert len(links) == 3
     for link in links:
         link.click()
         held = base64.b64decode(link.get_attribute("href").partition("base64,")[2])

@@ -14,7 +14,9 @@ from reporting.fixtures import write_run
 from safetensors.numpy import load_file
 
 from arnas.config import Settings, load
+from arnas.reporting import render
 from arnas.reporting.scores import ATTACKS, COLUMNS
+from arnas.space.operations import OPERATIONS
 from arnas.stages import report
 
 VOID = {"meta", "img", "br"}
@@ -107,8 +109,8 @@ def test_the_policy_allows_the_one_script_by_its_hash_and_nothing_else(source):
 
 def test_the_downloads_hold_scores_json_and_every_score_of_it_once(source, reported, scores):
     held = re.findall(r'<a download="[\w.-]+" href="data:([\w/]+);base64,([^"]+)"', source)
-    assert [media for media, _ in held] == ["application/json", "text/csv"]
-    document, flat = (base64.b64decode(text).decode() for _, text in held)
+    assert [media for media, _ in held] == ["application/json", "text/csv", "text/csv"]
+    document, flat, _ = (base64.b64decode(text).decode() for _, text in held)
     assert document == (reported / "scores.json").read_text(encoding="utf-8")
     lines = list(csv.DictReader(io.StringIO(flat)))
     told = [(int(line["correct"]), int(line["total"]), float(line["low"]), float(line["high"])) for line in lines]
@@ -119,6 +121,48 @@ def test_the_downloads_hold_scores_json_and_every_score_of_it_once(source, repor
         if line["attack"] in ATTACKS and line["dataset"] == "digits":
             assert float(line["accuracy"]) == scores["models"][line["model"]][line["attack"]]["accuracy"]
     assert len({(line["model"], line["dataset"], line["attack"]) for line in lines}) == len(lines)
+
+
+def test_all_of_the_document_is_in_a_download_as_csv_and_can_be_put_together_from_it(source, scores):
+    text = base64.b64decode(re.findall(r'-all\.csv" href="data:text/csv;base64,([^"]+)"', source)[0]).decode()
+    lines = list(csv.DictReader(io.StringIO(text)))
+    assert len({line["path"] for line in lines}) == len(lines)
+    for line in lines:
+        value = scores
+        for key in line["path"].split("/")[1:]:
+            value = value[int(key) if isinstance(value, list) else key.replace("~1", "/").replace("~0", "~")]
+        assert line["value"] == (value if isinstance(value, str) else json.dumps(value))
+    assert len(lines) == how_many(scores)
+
+
+def how_many(part):
+    """Values of a document that hold no other."""
+    parts = list(part.values()) if isinstance(part, dict) else part if isinstance(part, list) else []
+    return sum(map(how_many, parts)) if parts else 1
+
+
+def test_a_path_of_the_flattened_document_is_a_json_pointer():
+    assert list(render.leaves({"a/b": [1, None, {"~": "x"}], "c": {}})) == [
+        ("/a~1b/0", "1"),
+        ("/a~1b/1", "null"),
+        ("/a~1b/2/~0", "x"),
+        ("/c", "{}"),
+    ]
+
+
+def test_what_the_figures_of_search_and_training_show_and_what_artifacts_took_is_in_the_document(scores, written):
+    history = json.loads((written.models[0] / "history.json").read_text())["epochs"]
+    for name, figures in scores["models"]["searched"]["training"].items():
+        assert np.allclose(figures, [epoch[name] for epoch in history], rtol=1e-4)
+    search = json.loads((written.supernet / "history.json").read_text())
+    losses = [step[search["columns"].index("natural_loss")] for step in search["steps"]]
+    assert np.allclose(scores["search"]["natural_loss"], losses, rtol=1e-4)
+    assert scores["search"]["skips"]["robust"] == [epoch["skips"]["robust"] for epoch in search["epochs"]]
+    chosen = np.mean(search["epochs"][-1]["weights"]["robust"], axis=0)
+    found = [weights[-1] for weights in scores["search"]["weights"]["robust"].values()]
+    assert list(scores["search"]["weights"]["robust"]) == list(OPERATIONS) and np.allclose(found, chosen, rtol=1e-4)
+    assert scores["artifacts"]["model searched"] == {"seconds": 74.31, "peak_memory_mib": 812, "device": "cpu"}
+    assert len(scores["artifacts"]) == 1 + 1 + 3 + 3 + 1 + 2
 
 
 def every_score(part):

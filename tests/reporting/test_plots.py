@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from reporting.fixtures import score, study
 
-from arnas.reporting import plots
+from arnas.reporting import histories, plots
 from arnas.space.operations import OPERATIONS
 
 SVG = "{http://www.w3.org/2000/svg}"
@@ -96,7 +96,7 @@ def test_identifiers_do_not_meet_on_one_page(figures):
 
 def test_the_same_data_give_the_same_bytes_in_another_process(figures):
     code = (
-        "import json, sys; from arnas.reporting import plots; "
+        "import json, sys; from arnas.reporting import histories, plots; "
         "sys.stdout.write(plots.training('a', *json.load(sys.stdin)))"
     )
     environment = os.environ | {"PYTHONHASHSEED": "7", "SOURCE_DATE_EPOCH": "1", "TZ": "Asia/Tokyo"}
@@ -110,14 +110,14 @@ def test_the_same_data_give_the_same_bytes_in_another_process(figures):
 def test_a_long_history_is_averaged_in_equal_pieces():
     history = search_history(epochs=5, steps=960)
     values = np.array(history["steps"])[:, history["columns"].index("natural_loss")]
-    means = np.array([piece.mean() for piece in np.array_split(values, plots.POINTS)])
+    means = np.array([piece.mean() for piece in np.array_split(values, histories.POINTS)])
     figure = ElementTree.fromstring(plots.search_losses(history))
     curves = [
         path.get("d") for path in figure.iter(f"{SVG}path") if f"stroke: {plots.SERIES[0]}" in path.get("style", "")
     ]
     x, y = np.array(re.findall(r"[ML] ([-\d.]+) ([-\d.]+)", max(curves, key=len)), dtype=float).T
-    pieces = ((x - x[0]) / (x[-1] - x[0]) * (plots.POINTS - 1)).round().astype(int)
-    assert len(set(pieces)) > 0.9 * plots.POINTS  # matplotlib leaves points out that lie on a straight line
+    pieces = ((x - x[0]) / (x[-1] - x[0]) * (histories.POINTS - 1)).round().astype(int)
+    assert len(set(pieces)) > 0.9 * histories.POINTS  # matplotlib leaves points out that lie on a straight line
     slope, offset = np.polyfit(means[pieces], y, 1)  # heights on the page are means, but for the axis
     assert slope < 0 and np.allclose(slope * means[pieces] + offset, y, atol=0.5)
     assert f"validation, natural from {means[0]:.2f} to {means[-1]:.2f}" in figure.get("aria-label")

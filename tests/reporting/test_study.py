@@ -1,3 +1,4 @@
+import base64
 import csv
 import io
 import json
@@ -8,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from reporting.fixtures import STUDIES, score, study
-from reporting.test_html import Page
+from reporting.test_html import Page, every_score, how_many
 
 from arnas.evaluation.statistics import spread
 from arnas.reporting import render
@@ -53,7 +54,15 @@ def test_every_score_of_a_study_stands_in_its_table_and_in_its_csv(pages):
             assert shown in pages["comparison"]
             (line,) = (line for line in lines if (line["model"], line["attack"]) == (variant["name"], attack))
             assert (int(line["correct"]), line["artifact"]) == (entry["correct"], variant["evaluation_digest"])
-    assert len(lines) == 3 * 3 + 3 * 3  # and the matrix
+    told = [(int(line["correct"]), int(line["total"]), float(line["low"]), float(line["high"])) for line in lines]
+    assert sorted(told) == sorted(every_score(found))  # the matrix, curves and corruptions among them
+
+
+def test_all_of_a_study_is_in_a_download_as_csv(pages):
+    for kind, source in pages.items():
+        text = base64.b64decode(re.findall(r'-all\.csv" href="data:text/csv;base64,([^"]+)"', source)[0]).decode()
+        told = [(line["path"], line["value"]) for line in csv.DictReader(io.StringIO(text))]
+        assert told == list(render.leaves(json.loads(json.dumps(study(kind))))) and len(told) == how_many(study(kind))
 
 
 def test_over_seeds_the_claim_is_the_mean_and_never_the_best():

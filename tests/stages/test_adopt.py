@@ -17,7 +17,7 @@ from arnas.data.image_set import load
 from arnas.errors import InvalidInput
 from arnas.evaluation.models import load_fitting
 from arnas.space.network import load_model
-from arnas.stages import adopt, blackbox, report, whitebox
+from arnas.stages import adopt, blackbox, report, study, whitebox
 
 ATTACKED = Whitebox(epsilon=0.12, step_size=0.03, images=40, autoattack_images=6, block_size=20, examples=2)
 MODULE = '''
@@ -174,6 +174,23 @@ def test_the_report_shows_it_and_says_that_its_training_is_not_known(attacked, b
     text = page.read_text()
     assert "Trained elsewhere, and only evaluated here: ours." in text
     assert "<h2>Training</h2>" not in text and "trained once" not in text
+
+
+def test_a_study_compares_it_with_others_and_says_that_its_training_is_not_known(
+    attacked, models, by_factory, tmp_path
+):
+    page, found = tmp_path / "p.html", tmp_path / "s.json"
+    evaluations = [attacked / "ours", attacked / "factory"]
+    study.run([], [models[0], by_factory[0]], evaluations, found, name="comparison", settings=Settings(), page=page)
+    content = json.loads(found.read_text())
+    assert {(pair["first"], pair["second"]) for pair in content["pairs"]} == {("a", "ours")}
+    (warning,) = content["warnings"]  # the other one has no settings here either
+    assert warning.startswith("Trained elsewhere, and only evaluated here: a, ours.") and warning in page.read_text()
+    attack = artifacts.read(evaluations[0], "evaluation")["content"]["settings"]  # and not that of the settings
+    assert (content["settings"]["whitebox"]["epsilon"], content["settings"]["whitebox"]["images"]) == (
+        attack["epsilon"],
+        attack["images"],
+    )
 
 
 @pytest.mark.parametrize("form", ["factory", "program"])

@@ -3,11 +3,10 @@
 import csv
 import json
 import random
-import sys
-from types import ModuleType
 
 import pytest
 import torch
+from reporting.fixtures import write_run
 from safetensors.torch import load_file, save_file
 from scipy.stats import binomtest
 from statsmodels.stats.multitest import multipletests
@@ -20,7 +19,7 @@ from arnas.space.operations import OPERATIONS
 from arnas.stages import study
 
 SETTINGS = config.load("smoke")
-ATTACKED = {"seed": 0, "epsilon": 0.1, "images": 60}
+ATTACKED = {"seed": 0, "norm": "linf", "epsilon": 0.1, "images": 60}
 
 
 @pytest.fixture
@@ -120,6 +119,17 @@ def test_of_many_variants_each_is_compared_with_the_first_alone(write, tmp_path)
     assert [pair["second"] for pair in found["pairs"] if pair["attack"] == "clean"] == names[1:]
 
 
+def test_of_many_variants_the_range_is_logged_and_of_few_each_figure(write, tmp_path):
+    names = [f"v{number}" for number in range(study.EVERY_PAIR + 1)]
+    written = [write(name, seed) for seed, name in enumerate(names)]
+    returned, found = collect(tmp_path, [{"name": name} for name in names], written)
+    accuracies = [row["scores"]["pgd20"]["accuracy"] for row in found["variants"]]
+    assert (returned["pgd20_lowest"], returned["pgd20_highest"]) == (min(accuracies), max(accuracies))
+    assert returned["pgd20_mean"] == pytest.approx(sum(accuracies) / len(names)) and "v0 clean" not in returned
+    returned, _ = collect(tmp_path, [{"name": name} for name in names[1:]], written[1:])
+    assert len(returned) == 2 + 2 * study.EVERY_PAIR and "clean_mean" not in returned
+
+
 def test_only_what_was_attacked_alike_on_the_same_images_is_compared_in_pairs(write, tmp_path):
     written = [write("a"), write("b", images="j"), write("c", attacked=ATTACKED | {"epsilon": 0.2})]
     written.append(write("d", attacked=ATTACKED | {"seed": 7}))  # chance alone
@@ -186,6 +196,12 @@ def test_agreement_is_the_share_of_equal_edges_at_equal_nodes(write, tmp_path):
     assert found["agreement"] == {"accurate": 5 / 8, "reduce": 1.0, "robust": 1.0}
 
 
+def test_genotypes_of_different_searches_are_not_pooled_as_if_they_were_one_search_repeated(write, tmp_path):
+    variants = [{"name": name, "search.combination": name} for name in ("natural", "sum")]
+    _, found = collect(tmp_path, variants, [write("natural", 0, "searched"), write("sum", 1, "searched")], "ablation")
+    assert [found[part] for part in ("operations", "kinds_differ", "agreement")] == [None, None, None]
+
+
 def test_the_table_has_a_row_for_each_variant_with_counts_and_intervals(write, tmp_path):
     variants = [{"name": "a", "retrain.layout": "A1"}, {"name": "b, too"}]
     _, found = collect(tmp_path, variants, [write("a"), write("b, too", 1)], table=tmp_path / "t.csv")
@@ -206,30 +222,71 @@ def test_the_digest_does_not_depend_on_how_long_it_took(write, tmp_path, monkeyp
     assert found["variants"][0]["seconds"] == 99 and first["digest"] == second["digest"]
 
 
+def write_blackbox(folder, written, withstood, **content):
+    """A black-box evaluation of models that keep, of 60 images, so many right under each attack of another's."""
+    bodies = [artifacts.read(model, "model") for model, _ in written]
+    names = [body["content"]["name"] for body in bodies]
+    keys = {f"transfer/{one}/{other}": other for one in names for other in names} | {
+        f"square/{name}": name for name in names
+    }
+    right = {key: torch.arange(60) < withstood[name] for key, name in keys.items()}
+    content = {
+        "models": names,
+        "settings": {"epsilon": 0.1},
+        "images": "i",
+        "blackbox": {one: {other: score(withstood[other], 60) for other in names} for one in names},
+        "square": {name: score(withstood[name], 60) for name in names},
+        "model_digests": {name: body["digest"] for name, body in zip(names, bodies, strict=True)},
+    } | content
+    with artifacts.publish(folder) as scratch:
+        scratch.mkdir()
+        save_file(right, scratch / "outcomes.safetensors")
+        artifacts.write(scratch, "blackbox", content, {})
+    return folder
+
+
 def test_the_matrix_is_that_of_these_models_with_square_as_one_more_source(write, tmp_path):
     written = [write("a"), write("b", 1)]
-    digests = {model.name.removeprefix("model "): artifacts.read(model, "model")["digest"] for model, _ in written}
-    content = {
-        "blackbox": {one: {other: score(30, 60) for other in "ab"} for one in "ab"},
-        "square": {"a": score(20, 60), "b": score(10, 60)},
-    }
-    for name, models in (("right", digests), ("wrong", digests | {"a": "x"})):
-        with artifacts.publish(tmp_path / name) as folder:
-            folder.mkdir()
-            artifacts.write(folder, "blackbox", content | {"model_digests": models}, {})
-    _, found = collect(tmp_path, [], written, "comparison", blackbox=tmp_path / "right")
-    assert found["blackbox"]["square"]["b"]["correct"] == 10 and set(found["blackbox"]) == {"a", "b", "square"}
+    black = write_blackbox(tmp_path / "right", written, {"a": 50, "b": 40})
+    _, found = collect(tmp_path, [], written, "comparison", blackbox=black)
+    assert found["blackbox"]["square"]["b"]["correct"] == 40 and set(found["blackbox"]) == {"a", "b", "square"}
+    wrong = write_blackbox(tmp_path / "wrong", written, {"a": 50, "b": 40}, model_digests={"a": "x", "b": "y"})
     with pytest.raises(InvalidInput, match="wrong is of other models"):
-        collect(tmp_path, [], written, "comparison", blackbox=tmp_path / "wrong")
+        collect(tmp_path, [], written, "comparison", blackbox=wrong)
 
 
-def test_the_page_is_made_of_what_is_written(write, tmp_path, monkeypatch):
-    fake = ModuleType("arnas.reporting.study")
-    fake.page = lambda found: f"<!doctype html>{found['digest']}"
-    monkeypatch.setitem(sys.modules, "arnas.reporting.study", fake)
-    monkeypatch.setattr("arnas.reporting.study", fake, raising=False)
-    returned, _ = collect(tmp_path, [], [write("a")], page=tmp_path / "p.html")
-    assert (tmp_path / "p.html").read_text() == f"<!doctype html>{returned['digest']}"
+def test_a_black_box_stronger_than_the_white_box_is_a_violated_check_that_the_page_begins_with(write, tmp_path):
+    written = [write("a"), write("b", 1)]
+    black = write_blackbox(tmp_path / "black", written, {"a": 60, "b": 0})
+    _, found = collect(tmp_path, [], written, "comparison", blackbox=black, page=tmp_path / "p.html")
+    held = {row["name"]: {check["sentence"]: check["holds"] for check in row["checks"]} for row in found["variants"]}
+    assert len(held["a"]) == len(held["b"]) == 2  # the other's examples, and Square
+    assert all(held["a"].values()) and not any(held["b"].values())
+    page = (tmp_path / "p.html").read_text()
+    for sentence in held["b"]:
+        assert "gradients may be masked" in sentence
+        assert page.index(f"<li>b: {sentence}</li>") < page.index("<table")
+    assert "<li>a: " not in page[: page.index("<table")]
+
+
+def test_what_evaluations_found_comes_whole_from_the_artifacts_to_the_page(tmp_path):
+    run = write_run(tmp_path / "run")
+    files = {"blackbox": run.blackbox, "page": tmp_path / "p.html"}
+    _, found = collect(tmp_path, [], list(zip(run.models, run.evaluations, strict=True)), "comparison", **files)
+    page = (tmp_path / "p.html").read_text()
+    for row, evaluation in zip(found["variants"], run.evaluations, strict=True):
+        content = artifacts.read(evaluation, "evaluation")["content"]
+        for part in ("scores", "corrupted", "curve", "corruptions", "notes"):
+            assert row[part] == content[part]
+        assert row["checks"][: len(content["checks"])] == content["checks"]
+        first = load_file(evaluation / "outcomes.safetensors")["autoattack_first"]
+        broken = row["autoattack_first"]
+        assert list(broken) == content["autoattack_parts"]
+        assert sum(broken.values()) == int((first >= 0).sum())
+        assert "".join(f"<td>{count}</td>" for count in broken.values()) in page
+    for heading in ("Which part of AutoAttack broke", "Without an adversary", "Checks for masked gradients"):
+        assert page.count(heading) == 1
+    assert "Accuracy that PGD-20 leaves as the ball grows" in page
 
 
 def test_what_does_not_belong_together_is_refused(write, tmp_path):
