@@ -97,7 +97,7 @@ class Prepare(Stage):
         description="Fetch the data set into path where it is not there (without path: for this time only).",
     )
     allow_damaged: int = Field(
-        0, ge=0, description="Leave out this many files that are no readable image; more stop the stage."
+        0, ge=0, description="Leave out this many image files that cannot be used; more stop the stage."
     )
     image_size: int | None = Field(
         None, ge=8, le=512, description="Resize to this many pixels a side (default: as stored)."

@@ -11,8 +11,10 @@ import random
 import ssl
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
@@ -32,6 +34,9 @@ from arnas.errors import InvalidInput, Unreachable
 #: Seconds without an answer after which a try has failed, and bytes of an object that are sent in that time at least
 TIMEOUT = 20.0
 PART = 16 * 2**20
+
+#: Objects of a folder that are read at once
+READERS = 8
 
 #: Answers with a status below 500 that another try may change: the request or its body was damaged on the way
 _DAMAGED_ON_THE_WAY = ("RequestTimeout", "IncompleteBody", "BadDigest", "XAmzContentSHA256Mismatch")
@@ -292,30 +297,42 @@ class Bucket:
 
 
 def download(place: str | Path, folder: Path) -> None:
-    """Copy what lies below a place in a bucket into a folder, saying how far it is.
+    """Copy what lies below a place in a bucket into a folder, several objects at a time, saying how far it is.
 
     Raises:
         InvalidInput: Nothing lies there, an upload to it is unfinished, an object is damaged, or the folder cannot be
             written.
     """
-    bucket = Bucket(place)
+    left = threading.Event()
+    bucket = Bucket(place, lambda: 0 if left.is_set() else patience())
     entries = bucket.list()
     if not entries:
         raise InvalidInput(f"{place} holds nothing; name the place of a data set.")
     if _UNFINISHED in entries:
         raise InvalidInput(f"The upload to {place} is not finished; repeat it.")
-    progress = _Progress(f"reading {place}", sum(entry.size for entry in entries.values()))
-    for name, entry in entries.items():
-        file = folder / name
-        if not file.resolve().is_relative_to(folder.resolve()):
+    for name in entries:
+        if not (folder / name).resolve().is_relative_to(folder.resolve()):
             raise InvalidInput(f"{place} holds an object named {name!r}, which is no name for a file; remove it.")
+    progress = _Progress(f"reading {place}", sum(entry.size for entry in entries.values()))
+    with ThreadPoolExecutor(READERS, "download") as pool:
+        coming = {pool.submit(_fetch, bucket, name, folder / name): entry.size for name, entry in entries.items()}
         try:
-            file.parent.mkdir(parents=True, exist_ok=True)
-            if not bucket.get(name, file):
-                raise InvalidInput(f"{place}/{name} was removed while it was read; try again.")
-        except OSError as error:
-            raise InvalidInput(f"{file} cannot be written: {error.strerror}; make space, or set TMPDIR.") from None
-        progress.advance(entry.size)
+            for done in as_completed(coming):
+                done.result()
+                progress.advance(coming[done])
+        except BaseException:  # also when the process is asked to stop: no other object is begun, no outage waited for
+            left.set()
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+
+
+def _fetch(bucket: Bucket, name: str, file: Path) -> None:
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        if not bucket.get(name, file):
+            raise InvalidInput(f"{bucket.place}/{name} was removed while it was read; try again.")
+    except OSError as error:
+        raise InvalidInput(f"{file} cannot be written: {error.strerror}; make space there.") from None
 
 
 def upload(folder: Path, place: str | Path) -> None:
@@ -426,6 +443,7 @@ def _connect() -> tuple[Minio, str, _Keys]:
     secure = address.scheme == "https"
     http = urllib3.PoolManager(
         timeout=urllib3.Timeout(TIMEOUT),
+        maxsize=READERS,
         retries=False,  # Bucket tries again, and says so
         ssl_context=_trust(authority) if secure else None,
     )

@@ -369,24 +369,60 @@ def test_tls_where_the_server_has_none_is_said_at_once(bucket, server, monkeypat
 # Folders: data sets
 
 
-def put_images(folder):
-    for kind in ("ant", "bee"):
+def put_images(folder, kinds=("ant", "bee")):
+    for kind in kinds:
         (folder / kind).mkdir(parents=True)
         for index in range(12):
-            Image.new("RGB", (8, 8), (index * 20, 40 * (kind == "bee"), 0)).save(folder / kind / f"{index}.png")
+            Image.new("RGB", (8, 8), (index * 20, 40 * (kind == kinds[1]), 0)).save(folder / kind / f"{index}.png")
 
 
 def test_a_data_set_is_read_from_a_bucket_as_from_a_folder_and_no_copy_stays(bucket, tmp_path, monkeypatch, capfd):
-    put_images(tmp_path / "data")
-    (tmp_path / "tmp").mkdir()
-    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "tmp"))
-    objects.upload(tmp_path / "data", f"{bucket}/data")
-    settings = config.Prepare(dataset="folder", path=str(tmp_path / "data"), holdout_fraction=0.2)
+    data, there = tmp_path / "my data", f"{bucket}/my data/größer als 日本 +%20&?#"
+    put_images(data, ("ant & 100%", "Ænni 蜂"))
+    objects.upload(data, there)
+    download, folders = objects.download, []
+    monkeypatch.setattr(objects, "download", lambda place, folder: folders.append(folder) or download(place, folder))
+    settings = config.Prepare(dataset="folder", path=str(data), holdout_fraction=0.2)
     first = prepare.run(tmp_path / "first", settings)
-    second = prepare.run(tmp_path / "second", settings.model_copy(update={"path": f"{bucket}/data"}))
-    assert first == second and not list((tmp_path / "tmp").iterdir())
+    second = prepare.run(tmp_path / "out" / "second", settings.model_copy(update={"path": there}))
+    assert first == second
+    assert [folder.parent for folder in folders] == [tmp_path / "out"] and not folders[0].exists()
     said = capfd.readouterr().err
-    assert f"[store] writing {bucket}/data: 0.0 of 0.0 MB." in said and f"[store] reading {bucket}/data: 0.0" in said
+    assert f"[store] writing {there}: 0.0 of 0.0 MB." in said and f"[store] reading {there}: 0.0" in said
+
+
+def test_objects_are_fetched_several_at_a_time_and_the_progress_counts_them_all(bucket, tmp_path, monkeypatch, capfd):
+    for index in range(4):
+        objects.Bucket(bucket).put(f"part/{index}", bytes(10**6 * index))
+    together, get = threading.Barrier(4, timeout=60), objects.Bucket.get
+    monkeypatch.setattr(objects.Bucket, "get", lambda *arguments: together.wait() >= 0 and get(*arguments))
+    objects.download(bucket, tmp_path / "copy")
+    assert [(tmp_path / "copy" / "part" / str(index)).stat().st_size for index in range(4)] == [
+        0,
+        10**6,
+        2 * 10**6,
+        3 * 10**6,
+    ]
+    assert capfd.readouterr().err.endswith(f"[store] reading {bucket}: 6.0 of 6.0 MB.\n")
+
+
+def test_where_one_object_is_refused_the_others_wait_for_no_outage_and_none_is_begun(bucket, tmp_path, monkeypatch):
+    begun = []
+
+    def get(self, name, file, digest=None):
+        begun.append(name)
+        if name == "00":
+            raise InvalidInput("One is damaged.")
+        while self.patience():
+            time.sleep(0.01)
+        raise Unreachable("The store has been away.")
+
+    monkeypatch.setattr(
+        objects.Bucket, "list", lambda self: {f"{index:02}": objects.Entry(1, None) for index in range(99)}
+    )
+    monkeypatch.setattr(objects.Bucket, "get", get)
+    assert refusal(objects.download, bucket, tmp_path / "copy") == "One is damaged."
+    assert len(begun) <= objects.READERS + 1
 
 
 def test_what_is_wrong_with_a_data_set_names_its_place_in_the_bucket(bucket, tmp_path):

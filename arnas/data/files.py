@@ -1,5 +1,6 @@
 """Data sets of image files: folders of class folders, and Tiny-ImageNet."""
 
+import math
 import os
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -13,11 +14,15 @@ from arnas import runtime
 from arnas.data.source import Rows, Source, chunk
 from arnas.errors import InvalidInput
 
-#: Files that are read and decoded at once
-THREADS = 8
+#: Files that are read and decoded at once, and the bytes that each may take; a larger image is decoded when they are
+#: done, alone and in the main thread, since malloc keeps for every thread what that has freed
+THREADS, LARGE = 8, 2**25
 
 #: What Pillow says of a file that is no readable image
 DAMAGE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
+
+#: Files of one kind of damage that are named, each in a line of its own
+NAMED = 1000
 
 
 @dataclass(frozen=True)
@@ -99,33 +104,36 @@ def decode(rows: Rows, listed: Listed, image_size: int | None = None, allow_dama
         rows: Takes the images.
         listed: The files.
         image_size: Side in pixels that every image is resized to; None where all have the same size.
-        allow_damaged: How many files may be left out since they are no readable image.
+        allow_damaged: How many files may be left out since they are no readable image, have more than 8 bits a channel
+            or, without `image_size`, another size than the first.
 
     Raises:
-        InvalidInput: More files are damaged, or they have another size or more than 8 bits a channel.
+        InvalidInput: More files are.
     """
     size = (image_size, image_size) if image_size else _first_size(listed.files)
-    step = chunk((3, *size))
-    grey, damaged = True, []
+    step, resize = chunk((3, *size)), image_size is not None
+    grey, damaged = True, dict[int, str]()
     progress = runtime.Progress("prepare", len(listed.files), unit="image")
     with ThreadPoolExecutor(THREADS, "decode") as pool:
         for first in range(0, len(listed.files), step):
             some = listed.files[first : first + step]
-            found = list(pool.map(lambda file: _pixels(file, size, image_size is not None), some))
-            damaged += [index for index, pixels in enumerate(found, first) if pixels is None]
-            if images := [pixels for pixels in found if pixels is not None]:
+            beside = list(pool.map(lambda file: _pixels(file, size, resize, LARGE), some))
+            pairs = zip(some, beside, strict=True)
+            found = [_pixels(file, size, resize) if pixels is None else pixels for file, pixels in pairs]
+            damaged |= {index: reason for index, reason in enumerate(found, first) if isinstance(reason, str)}
+            if images := [pixels for pixels in found if isinstance(pixels, tuple)]:
                 grey = grey and all(image[0] for image in images)
                 rows.append(np.stack([image[1] for image in images]).transpose(0, 3, 1, 2))
             progress.advance(count=len(some))
     progress.close()
-    _require_few([str(listed.files[index]) for index in damaged], allow_damaged)
+    _require_few({str(listed.files[index]): reason for index, reason in damaged.items()}, allow_damaged)
     if not len(rows):
         raise InvalidInput(f"{listed.root} holds no readable image; give a folder that does.")
     if grey:
         rows.channels = 1
 
     kept = torch.ones(len(listed.files), dtype=torch.bool)
-    kept[damaged] = False
+    kept[list(damaged)] = False
     training = int(kept[: listed.training].sum())
     return Source(
         images=rows,
@@ -136,25 +144,30 @@ def decode(rows: Rows, listed: Listed, image_size: int | None = None, allow_dama
     )
 
 
-def _pixels(file: Path, size: tuple[int, int], resize: bool) -> tuple[bool, np.ndarray] | None:
-    """Whether an image is grey, and its pixels, uint8 [H, W, 3]; None where it is damaged."""
+def _pixels(
+    file: Path, size: tuple[int, int], resize: bool, limit: int | None = None
+) -> tuple[bool, np.ndarray] | str | None:
+    """Whether an image is grey, and its pixels, uint8 [H, W, 3]; or what is wrong; None where it takes more bytes."""
     try:
         with Image.open(file) as image:
             if image.mode[0] in "IF":
-                raise InvalidInput(f"Images must have 8 bits a channel, but {file} has more; convert it.")
+                return "more than 8 bits a channel"
             if not resize and image.size != size:
-                raise InvalidInput(
-                    f"Images differ in size (the first has {size[0]} x {size[1]} pixels, {file} has {image.size[0]} x "
-                    f"{image.size[1]}); set prepare.image_size to resize them."
-                )
-            coloured = image.convert("RGB")
+                return f"another size than the first, which has {size[0]} x {size[1]} pixels"
+            grey, whole = image.mode in ("1", "L", "LA"), image.size
+            if resize:  # a JPEG is decoded smaller, but not below twice the size, from where on it would look another
+                image.draft(None, (2 * size[0], 2 * size[1]))
+            # a progressive JPEG is held whole all the same; what is no RGB is there twice while it is converted
+            held = math.prod(whole if "progressive" in image.info else image.size)
+            if limit and held * (4 if image.mode == "RGB" else 8) > limit:
+                return None
+            image.load()
+            coloured = image if image.mode == "RGB" else image.convert("RGB")
             if coloured.size != size:
                 coloured = coloured.resize(size, Image.Resampling.BILINEAR)  # antialiased, in Pillow
-            return image.mode in ("1", "L", "LA"), np.asarray(coloured)
-    except InvalidInput:
-        raise
+            return grey, np.asarray(coloured)
     except DAMAGE:
-        return None
+        return "no readable image"
 
 
 def _first_size(files: list[Path]) -> tuple[int, int]:
@@ -168,14 +181,22 @@ def _first_size(files: list[Path]) -> tuple[int, int]:
     return (1, 1)
 
 
-def _require_few(damaged: list[str], allowed: int) -> None:
-    """Name every damaged file; refuse more of them than are allowed."""
-    for file in damaged:
-        runtime.say("prepare", f"no readable image: {file}")
+def _require_few(damaged: dict[str, str], allowed: int) -> None:
+    """Name the damaged files, given with what is wrong with each; refuse more of them than are allowed."""
+    kinds: dict[str, list[str]] = {}
+    for file, reason in damaged.items():
+        kinds.setdefault(reason, []).append(file)
+    for reason, names in kinds.items():
+        for file in names[:NAMED]:
+            runtime.say("prepare", f"{reason}: {file}")
+        if len(names) > NAMED:
+            runtime.say("prepare", f"{reason}: {len(names) - NAMED} more files")
     if len(damaged) > allowed:
+        told = "; ".join(f"{reason}: {_some(names)}" for reason, names in kinds.items())
+        resizing = "set prepare.image_size to resize them, or " if any("size" in reason for reason in kinds) else ""
         raise InvalidInput(
-            f"No readable image: {_some(damaged)}; replace or remove what is damaged, or set prepare.allow_damaged to "
-            f"{len(damaged)} to leave it out."
+            f"{told[0].upper()}{told[1:]}; replace, convert or remove these files, {resizing or 'or '}set "
+            f"prepare.allow_damaged to {len(damaged)} to leave them out."
         )
     if damaged:
         runtime.say("prepare", f"{len(damaged)} damaged files are left out.")

@@ -12,6 +12,7 @@ from typing import Any, TypedDict
 import torch
 from torch import Tensor
 
+from arnas.attacks.autoattack import PARTS
 from arnas.evaluation.curve import Point
 from arnas.evaluation.statistics import mcnemar, score
 
@@ -83,6 +84,43 @@ def unbounded_breaks_all(curve: Sequence[Point]) -> list[Check]:
     last = curve[-1]
     sentence = f"PGD-20 leaves {last['correct']} of {last['total']} samples right at epsilon {last['epsilon']:g}"
     return [_check("unbounded epsilon", last["correct"] == 0, sentence)]
+
+
+def autoattack_trusts_itself(warnings: Sequence[str], parts: Sequence[str]) -> list[Check]:
+    """Whether AutoAttack's own checks (zero gradients, randomness, loops, probabilities for logits) found nothing.
+
+    Args:
+        warnings: What it warned of.
+        parts: Those of AutoAttack's version; none where it was not run.
+    """
+    if parts and not warnings:
+        return [_check("autoattack", True, "AutoAttack found nothing in the network that it could not cope with")]
+    return [_check("autoattack", False, warning.rstrip("!. ")) for warning in sorted(warnings)]
+
+
+def not_made(settings: Mapping[str, Any]) -> list[str]:
+    """Which checks a white-box evaluation is without, and why, in a sentence each: silence is not to pass for a pass.
+
+    Args:
+        settings: As in `config.Whitebox`.
+    """
+    found, norm, version = [], settings["norm"], settings["autoattack_version"]
+    if norm == "l1":
+        found.append(
+            "FGSM, PGD and the curve over epsilon are left out, because their steps are weak in the l1 norm, in which "
+            "AutoAttack's are made for it; so the checks more steps, restarts and unbounded epsilon are not made."
+        )
+    elif not settings["curve_images"]:
+        found.append("The checks restarts and unbounded epsilon are not made, because curve_images is 0.")
+    if norm != "linf":
+        found.append(
+            f"The check black box is not made in the {norm} norm, because black-box attacks are in linf alone."
+        )
+    if not settings["autoattack_images"]:
+        found.append("The checks square and autoattack are not made, because autoattack_images is 0.")
+    elif "square" not in PARTS[version]:
+        found.append(f"The check square is not made, because version {version} of AutoAttack has no Square.")
+    return found
 
 
 def blackbox_no_stronger(

@@ -16,11 +16,6 @@ from arnas.evaluation import checks, corruptions, curve
 from arnas.evaluation.statistics import score
 from arnas.evaluation.units import ROBUST, Shard
 
-_NO_PGD = (
-    "FGSM, PGD and the curve over epsilon are left out: their steps are weak in the l1 norm, in which AutoAttack's are "
-    "made for it."
-)
-
 
 @dataclass(frozen=True)
 class Outcome:
@@ -32,7 +27,7 @@ class Outcome:
             [m, corruptions, severities] as `corruptions`.
         examples: Of the first attacked samples, `places` in the test split int64 [k], `images` and `adversarial`
             [k, C, H, W], `labels`, `clean_prediction` and `adversarial_prediction` int64 [k].
-        warnings: Of the attacks themselves.
+        warnings: AutoAttack's own.
     """
 
     about: Mapping[str, Any]
@@ -67,6 +62,7 @@ class Outcome:
             *checks.restarts_break_little(further["restarts_first"]),
             *checks.unbounded_breaks_all(points),
             *checks.square_breaks_no_more(attacked, parts),
+            *checks.autoattack_trusts_itself(self.warnings, parts),
         ]
         return {
             "scores": {name: score(int(right.sum()), len(right)) for name, right in outcomes.items()},
@@ -75,8 +71,8 @@ class Outcome:
             "corruptions": table,
             "corrupted": corrupted,
             "checks": checked,
-            "notes": [_NO_PGD] if settings["norm"] == "l1" else [],
-            "warnings": sorted(self.warnings) + [check["sentence"] for check in checked if not check["holds"]],
+            "notes": checks.not_made(settings),
+            "warnings": [check["sentence"] for check in checked if not check["holds"]],
         }
 
     def write_shard(self, output: str | Path, shard: Shard, origin: Mapping[str, Any]) -> str:

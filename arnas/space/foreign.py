@@ -22,7 +22,7 @@ if TYPE_CHECKING:  # torch.export takes seconds to import, and few networks need
 
 ARCHITECTURES = ("factory", "program")
 PROGRAM, WEIGHTS, PROBE = "program.pt2", "best.safetensors", "probe.safetensors"  # files of its artifact
-SHOWN = 5  # names of a long list
+SHOWN = 50  # names of a long list
 DRIFT = 1e-3  # of logits, relative to the largest: other libraries round otherwise
 
 

@@ -209,7 +209,8 @@ def load_model(
         (see `artifacts.read`).
 
     Raises:
-        InvalidInput: The folder is no model, or damaged; or an adopted network is not what it was.
+        InvalidInput: The folder is no model, or damaged; its weights are those of another network; or an adopted
+            network is not what it was.
     """
     body = artifacts.read(path, "model")
     description = body["content"]["network"]
@@ -218,5 +219,6 @@ def load_model(
         network = foreign.restore(description, Path(path), device)
     else:
         network = build(description)
-        network.load_state_dict(load_file(Path(path) / f"{weights}.safetensors"))
+        file = Path(path) / f"{weights}.safetensors"
+        foreign.fill(network, load_file(file), file)
     return network.to(device).eval().requires_grad_(False), body

@@ -205,7 +205,7 @@ def _state(folder: Path, network: nn.Module, content: dict[str, Any]) -> nn.Modu
 
     described = json.loads((folder / DESCRIPTION).read_text(encoding="utf-8"))["network"]
     made = foreign.construct(described["factory"]) if described["architecture"] == "factory" else build(described)
-    made.load_state_dict(load_file(folder / WEIGHTS))
+    foreign.fill(made, load_file(folder / WEIGHTS), folder / WEIGHTS)
     return made.eval()
 
 

@@ -37,7 +37,7 @@ def run(output: str | Path, settings: Prepare) -> dict[str, Any]:
     artifacts.require_writable(output)
     origin = runtime.Origin()
     with Rows(Path(output).parent) as rows:
-        source = _read(settings, rows)
+        source = _read(settings, rows, Path(output).parent)
         channels, height, width = rows.shape
         sides = (settings.image_size or height, settings.image_size or width)
         if min(sides) < 8:
@@ -77,12 +77,12 @@ def run(output: str | Path, settings: Prepare) -> dict[str, Any]:
     }
 
 
-def _read(settings: Prepare, rows: Rows) -> Source:
-    """The data set; one in a bucket, or downloaded to no path, is on this machine for as long as it is read."""
+def _read(settings: Prepare, rows: Rows, beside: Path) -> Source:
+    """The data set; one in a bucket, or downloaded to no path, is beside the output for as long as it is read."""
     stored = settings.path is not None and objects.is_place(settings.path)
     if not stored and not (settings.download and settings.path is None):
         return catalog.read(settings, rows)
-    with tempfile.TemporaryDirectory(prefix="arnas-data-") as folder:
+    with tempfile.TemporaryDirectory(prefix=".arnas-data-", dir=beside) as folder:
         if stored:
             objects.download(str(settings.path), Path(folder))
         try:

@@ -270,7 +270,7 @@ def test_mixed_sizes_need_image_size(read, tmp_path):
     put_classes(tmp_path)
     put_image(tmp_path / "bee" / "wide.png", size=(20, 12))
     with pytest.raises(
-        InvalidInput, match=r"differ in size .* 10 x 10 .*wide\.png has 20 x 12.*set prepare\.image_size"
+        InvalidInput, match=r"Another size than .* 10 x 10 pixels: .*wide\.png; .*set prepare\.image_size"
     ):
         read("folder", tmp_path)
     assert read("folder", tmp_path, image_size=9).images.shape == (10, 3, 9, 9)
@@ -319,8 +319,54 @@ def test_any_damage_is_read_or_named_but_never_crashes(read, tmp_path, suffix):
 def test_deep_images_are_refused_rather_than_clipped(read, tmp_path):
     put_classes(tmp_path)
     Image.fromarray(np.full((10, 10), 40_000, np.uint16)).save(tmp_path / "bee" / "deep.png")
-    with pytest.raises(InvalidInput, match=r"8 bits a channel, but .*deep\.png"):
+    with pytest.raises(InvalidInput, match=r"More than 8 bits a channel: .*deep\.png"):
         read("folder", tmp_path)
+
+
+def test_what_is_wrong_is_told_of_all_files_by_its_kind_and_any_may_be_left_out(read, tmp_path, capsys):
+    put_classes(tmp_path, count=5)
+    for name in ("ant/0.png", "ant/1.png", "bee/0.png", "bee/1.png", "bee/3.png"):
+        put_image(tmp_path / name, size=(20, 12)) if "bee" in name else (tmp_path / name).write_text("no image")
+    for name in ("cat/2.png", "cat/3.png"):
+        Image.fromarray(np.full((10, 10), 40_000, np.uint16)).save(tmp_path / name)
+    with pytest.raises(InvalidInput) as refused:
+        read("folder", tmp_path, allow_damaged=6)
+    told = str(refused.value).replace(f"{tmp_path}/", "")
+    assert told == (
+        "No readable image: ant/0.png, ant/1.png; another size than the first, which has 10 x 10 pixels: bee/0.png, "
+        "bee/1.png, bee/3.png; more than 8 bits a channel: cat/2.png, cat/3.png; replace, convert or remove these "
+        "files, set prepare.image_size to resize them, or set prepare.allow_damaged to 7 to leave them out."
+    )
+    names = ["ant/0.png", "ant/1.png", "bee/0.png", "bee/1.png", "bee/3.png", "cat/2.png", "cat/3.png"]
+    said = capsys.readouterr().err
+    assert all(f"{tmp_path / name}\n" in said for name in names)
+    source = read("folder", tmp_path, allow_damaged=7)
+    assert source.damaged == names and source.labels.tolist() == [0, 0, 0, 1, 1, 2, 2, 2]
+
+
+def test_of_more_files_than_anybody_reads_the_rest_is_counted(read, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(files, "NAMED", 2)
+    put_classes(tmp_path)
+    for index in range(5):
+        put_image(tmp_path / "cat" / f"wide-{index}.png", size=(20, 12))
+    read("folder", tmp_path, allow_damaged=5)
+    said = capsys.readouterr().err
+    assert "wide-1.png" in said and "wide-2.png" not in said and "pixels: 3 more files\n" in said
+
+
+def test_a_large_jpeg_looks_as_if_it_had_been_decoded_whole(read, tmp_path):
+    put_classes(tmp_path, names=("ant", "bee"), size=(64, 64))
+    generator = np.random.default_rng(0)
+    image = Image.fromarray(generator.integers(0, 256, (24, 32, 3), dtype=np.uint8)).resize((640, 480))
+    for mode, name in (("RGB", "photo"), ("L", "grey")):
+        image.convert(mode).save(tmp_path / "ant" / f"{name}.jpg")
+        image.convert(mode).save(tmp_path / "bee" / f"{name}.jpg", progressive=True)
+    first, second = (read("folder", tmp_path, image_size=24).images.int() for _ in range(2))
+    assert torch.equal(first, second)
+    for place, file in {3: "ant/grey.jpg", 4: "ant/photo.jpg", 8: "bee/grey.jpg", 9: "bee/photo.jpg"}.items():
+        whole = np.array(Image.open(tmp_path / file).convert("RGB").resize((24, 24), Image.Resampling.BILINEAR))
+        difference = (first[place] - torch.from_numpy(whole).permute(2, 0, 1)).abs().float()
+        assert difference.mean() < 1.5 and difference.max() <= 12
 
 
 def test_one_class_is_not_enough(read, tmp_path):

@@ -1,8 +1,11 @@
 import pytest
 import torch
 
+from arnas.config import Whitebox
 from arnas.evaluation.checks import (
+    autoattack_trusts_itself,
     blackbox_no_stronger,
+    not_made,
     restarts_break_little,
     square_breaks_no_more,
     stronger_no_weaker,
@@ -91,6 +94,36 @@ def test_restarts_may_break_as_much_as_chance_and_a_fiftieth(broken, total, hold
     assert check["holds"] == holds
     assert f"5 more random starts of PGD-20 broke {broken} of {total} samples" in check["sentence"]
     assert restarts_break_little(first[:0]) == []
+
+
+def test_what_autoattack_warns_of_is_a_violation_each():
+    warning = "AutoAttack: there are points with zero gradient! This might lead to unreliable evaluation."
+    first, second = autoattack_trusts_itself(["b!", warning], ("square",))
+    assert not first["holds"] and first["sentence"] == f"{warning[:-1]}: gradients may be masked."
+    assert not second["holds"] and second["sentence"] == "b: gradients may be masked."
+    assert verdicts(autoattack_trusts_itself([], ("square",))) == [("autoattack", True)]
+    assert autoattack_trusts_itself([], ()) == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "checks"),
+    [
+        ({}, []),
+        ({"curve_images": 0}, ["The checks restarts and unbounded epsilon are"]),
+        ({"autoattack_images": 0}, ["The checks square and autoattack are"]),
+        ({"autoattack_version": "rand"}, ["The check square is"]),
+        ({"norm": "l2", "epsilon": 0.5}, ["The check black box is"]),
+        (
+            {"norm": "l1", "epsilon": 12},
+            ["so the checks more steps, restarts and unbounded epsilon are", "The check black box is"],
+        ),
+    ],
+)
+def test_a_check_that_is_not_made_is_named(changes, checks):
+    notes = not_made(Whitebox(**changes).model_dump())
+    assert len(notes) == len(checks)
+    for note, begin in zip(notes, checks, strict=True):
+        assert f"{begin} not made" in note and "because" in note
 
 
 def test_the_curve_must_come_to_zero():

@@ -93,19 +93,39 @@ def test_the_gradient_reaches_every_parameter(name):
     assert [path for path, parameter in net.named_parameters() if not parameter.grad.abs().sum() > 0] == []
 
 
+def store(description, state, path):
+    with artifacts.publish(path) as folder:
+        folder.mkdir()
+        save_file(state, folder / "best.safetensors")
+        artifacts.write(folder, "model", {"network": description}, {})
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_a_stored_model_is_the_same_when_it_is_loaded(name, tmp_path):
     description = describe(name, (3, 64, 64), 5, **TINY)
     net, images = build(description), torch.rand(4, 3, 64, 64)
     with torch.no_grad():
         net.train()(images)  # statistics of its own
-    with artifacts.publish(tmp_path / "model") as folder:
-        folder.mkdir()
-        save_file(net.state_dict(), folder / "best.safetensors")
-        artifacts.write(folder, "model", {"network": description}, {})
+    store(description, net.state_dict(), tmp_path / "model")
     loaded, body = load_model(tmp_path / "model")
     assert body["content"]["network"] == description
     assert torch.equal(loaded(images), net.eval()(images))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_state_dict_that_does_not_fit_is_refused_with_the_names_that_do_not(name, tmp_path):
+    description = describe(name, (3, 32, 32), 5, **TINY)
+    state = build(description).state_dict()
+    first, *_, last = [key for key, tensor in state.items() if tensor.ndim]
+    shape = list(state[last].shape)
+    state |= {"renamed": state.pop(first), last: torch.zeros(*shape, 2)}
+    store(description, state, tmp_path / "model")
+    with pytest.raises(InvalidInput) as refused:
+        load_model(tmp_path / "model")
+    assert str(refused.value) == (
+        f"{tmp_path}/model/best.safetensors does not fit the network (missing: {first}; unexpected: renamed; "
+        f"of another shape: {last} {[*shape, 2]} for {shape}); give the state dict of this very network."
+    )
 
 
 @pytest.mark.parametrize(("shape", "stride"), [((3, 63, 63), 1), ((1, 64, 64), 2), ((3, 32, 96), 1), ((3, 96, 96), 2)])

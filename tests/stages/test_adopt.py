@@ -219,10 +219,17 @@ def test_names_and_shapes_that_do_not_match_are_all_named(plain):
     state = {"convolution.weight": torch.zeros(4, 1, 5, 5), "tail.bias": torch.zeros(2)}
     with pytest.raises(InvalidInput) as refused:
         plain("Plain", state)
-    sentence = str(refused.value)
-    assert "unexpected: tail.bias" in sentence
-    assert "of another shape: convolution.weight [4, 1, 5, 5] for [4, 1, 3, 3]" in sentence
-    assert "missing: normalise.weight, normalise.bias" in sentence and "and 3 more" in sentence
+    norm = ", ".join(f"normalise.{name}" for name in ("weight", "bias", "running_mean", "running_var"))
+    assert str(refused.value).endswith(
+        f"does not fit the network (missing: {norm}, normalise.num_batches_tracked, convolution.bias, head.weight, "
+        "head.bias; unexpected: tail.bias; of another shape: convolution.weight [4, 1, 5, 5] for [4, 1, 3, 3]); give "
+        "the state dict of this very network."
+    )
+
+
+def test_of_more_names_than_anybody_reads_the_rest_is_counted(plain):
+    with pytest.raises(InvalidInput, match=r"unexpected: tail\.0, .*, tail\.49 and 7 more\)"):
+        plain("Plain", {f"tail.{index}": torch.zeros(2) for index in range(57)})
 
 
 class Hostile:

@@ -140,7 +140,7 @@ def test_corruptions_are_seen_by_all_images_each_with_its_own_noise(finished, mo
 def test_the_checks_are_in_the_evaluation_and_a_sound_network_passes_them(finished):
     content = artifacts.read(finished[0] / "out", "evaluation")["content"]
     assert [check["check"] for check in content["checks"]] == [
-        *("ladder", "ladder", "more steps", "ladder", "restarts", "unbounded epsilon", "square"),
+        *("ladder", "ladder", "more steps", "ladder", "restarts", "unbounded epsilon", "square", "autoattack"),
     ]
     assert all(check["holds"] for check in content["checks"]) and content["warnings"] == content["notes"] == []
 
@@ -264,6 +264,10 @@ def test_autoattack_can_be_left_out_and_then_three_classes_do(write_image_set, w
         *([], {}, None, []),
     )
     assert {check["check"] for check in content["checks"]} == {"ladder", "more steps"}
+    assert [note.partition(" not made")[0] for note in content["notes"]] == [
+        "The checks restarts and unbounded epsilon are",
+        "The checks square and autoattack are",
+    ]
     assert set(load_file(tmp_path / "out" / "outcomes.safetensors")) == set(content["scores"])
     assert len(load_file(tmp_path / "out" / "examples.safetensors")["images"]) == 0
     with pytest.raises(InvalidInput, match="four classes or more, but the model has 3"):
@@ -288,7 +292,9 @@ def test_a_network_that_hides_its_gradient_is_reported(models, images, tmp_path,
     monkeypatch.setattr("arnas.evaluation.models.load_model", load_rounding)
     settings = SETTINGS.model_copy(update={"images": 6, "autoattack_images": 6, "corruption_images": 0})
     whitebox.run(models[0], images, tmp_path / "out", settings, checkpoints=tmp_path, device="cpu")
-    warnings = artifacts.read(tmp_path / "out", "evaluation")["content"]["warnings"]
+    content = artifacts.read(tmp_path / "out", "evaluation")["content"]
+    warnings = content["warnings"]
+    assert {"square", "autoattack"} <= {check["check"] for check in content["checks"] if not check["holds"]}
     assert any("zero gradient" in warning for warning in warnings)
     assert any("Square broke" in warning for warning in warnings)
     assert "warning: Square broke" in capsys.readouterr().err
@@ -315,10 +321,13 @@ def test_in_l2_all_attacks_are_made_and_in_l1_autoattack_alone(models, images, t
         whitebox.run(models[0], images, tmp_path / norm, settings, checkpoints=tmp_path, device="cpu")
         contents[norm] = artifacts.read(tmp_path / norm, "evaluation")["content"]
     assert list(contents["l2"]["scores"]) == ["clean", "fgsm", "pgd20", "pgd100", "autoattack"]
-    assert contents["l2"]["curve"][-1]["correct"] == 0 and contents["l2"]["notes"] == []
+    assert contents["l2"]["curve"][-1]["correct"] == 0
+    (note,) = contents["l2"]["notes"]
+    assert note == "The check black box is not made in the l2 norm, because black-box attacks are in linf alone."
     examples = load_file(tmp_path / "l2" / "examples.safetensors")
     assert 0 < (examples["adversarial"] - examples["images"]).norm() <= 1.5 + 1e-5
     assert list(contents["l1"]["scores"]) == ["clean", "autoattack"] and contents["l1"]["curve"] == []
-    (note,) = contents["l1"]["notes"]
-    assert "PGD" in note and "l1" in note
+    note, other = contents["l1"]["notes"]
+    assert "PGD" in note and "l1" in note and "more steps, restarts and unbounded epsilon are not made" in note
+    assert "black box" in other
     assert contents["l1"]["corrupted"] == contents["l2"]["corrupted"]
