@@ -32,8 +32,8 @@ def _shown(value: Any) -> str:
     """Intensities read best as n/255; what has no default says so."""
     if value is None:
         return "none"
-    levels = value * 255 if isinstance(value, float) else 0
-    return f"{levels:.0f}/255" if 0 < levels <= 16 and abs(levels - round(levels)) < 1e-9 else str(value)
+    # larger ones are no intensities: a learning rate of 0.2 is none of 51/255
+    return config.intensity(value) if isinstance(value, float) and value <= 16 / 255 else str(value)
 
 
 SETTINGS = Group("Settings (the defaults are the paper's; the preset replaces them, and options replace the preset's)")

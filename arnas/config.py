@@ -42,6 +42,12 @@ def _intensity(value: float | str) -> float:
     return number
 
 
+def intensity(value: float) -> str:
+    """8/255 for 0.03137...; a number that is no multiple of 1/255, or above 1 as in other norms, as it is."""
+    levels = round(255 * value)
+    return f"{levels}/255" if 0 < levels <= 255 and levels / 255 == value else f"{value:.4g}"
+
+
 if TYPE_CHECKING:
     Intensity = float
     Length = float

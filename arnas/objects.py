@@ -327,10 +327,15 @@ def download(place: str | Path, folder: Path) -> None:
 
 
 def _fetch(bucket: Bucket, name: str, file: Path) -> None:
+    if not _read(bucket, name, file):
+        raise InvalidInput(f"{bucket.place}/{name} was removed while it was read; try again.")
+
+
+def _read(bucket: Bucket, name: str, file: Path) -> bool:
+    """Whether there is an object, whose content is in the file then."""
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        if not bucket.get(name, file):
-            raise InvalidInput(f"{bucket.place}/{name} was removed while it was read; try again.")
+        return bucket.get(name, file)
     except OSError as error:
         raise InvalidInput(f"{file} cannot be written: {error.strerror}; make space there.") from None
 
@@ -391,7 +396,7 @@ def fetched(place: str | Path) -> Iterator[Path]:
     above, _, name = str(place).rstrip("/").rpartition("/")
     with tempfile.TemporaryDirectory(prefix="arnas-") as scratch:
         copy = Path(scratch) / name
-        if above.endswith(":/") or not Bucket(above).get(name, copy):
+        if above.endswith(":/") or not _read(Bucket(above), name, copy):
             download(place, copy)
         yield copy
 

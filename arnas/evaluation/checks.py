@@ -10,11 +10,12 @@ from itertools import pairwise
 from typing import Any, TypedDict
 
 import torch
+from scipy.stats import binomtest
 from torch import Tensor
 
 from arnas.attacks.autoattack import PARTS
 from arnas.evaluation.curve import Point
-from arnas.evaluation.statistics import mcnemar, score
+from arnas.evaluation.statistics import mcnemar
 
 RESTARTS = 5  # of PGD-20, beside the start that counts
 LADDER = ("clean", "fgsm", "pgd20", "pgd100", "autoattack")
@@ -61,20 +62,25 @@ def square_breaks_no_more(first: Tensor, parts: Sequence[str]) -> list[Check]:
     sentence = (
         f"Square broke {broken} of {len(first)} samples that withstood the gradient attacks before it in AutoAttack"
     )
-    return [_check("square", broken <= _SQUARE_LIMIT * len(first), sentence)]
+    return [_check("square", not _exceeds(broken, len(first), _SQUARE_LIMIT), sentence)]
 
 
 def restarts_break_little(first: Tensor) -> list[Check]:
-    """Whether more random starts of PGD-20 break no more than a few of all samples, by the end of Wilson's interval.
+    """Whether more random starts of PGD-20 break no more than a few of all samples.
 
     Args:
         first: Index of the start that broke a sample first, int8 [n]; negative for none.
     """
     if not len(first):
         return []
-    broken = score(int((first >= 0).sum()), len(first))
-    sentence = f"{RESTARTS} more random starts of PGD-20 broke {broken['correct']} of {len(first)} samples"
-    return [_check("restarts", broken["interval"][0] <= _RESTARTS_LIMIT, sentence)]
+    broken = int((first >= 0).sum())
+    sentence = f"{RESTARTS} more random starts of PGD-20 broke {broken} of {len(first)} samples"
+    return [_check("restarts", not _exceeds(broken, len(first), _RESTARTS_LIMIT), sentence)]
+
+
+def _exceeds(count: int, total: int, share: float) -> bool:
+    """Whether a count is more than chance makes of a share: by the binomial distribution."""
+    return bool(binomtest(count, total, share, alternative="greater").pvalue < _CHANCE)
 
 
 def unbounded_breaks_all(curve: Sequence[Point]) -> list[Check]:

@@ -14,6 +14,7 @@ import yaml
 from jinja2 import Environment, FunctionLoader, StrictUndefined
 from markupsafe import Markup
 
+from arnas import config
 from arnas.reporting import words
 
 INTENSITIES = ("epsilon", "step_size")  # settings that are given as fractions of 255
@@ -88,7 +89,7 @@ def page(template: str, *, files: Sequence[Download], **values: Any) -> str:
         "percent": words.percent,
         "points": words.points,
         "chance": words.chance,
-        "intensity": words.intensity,
+        "intensity": config.intensity,
         "duration": words.duration,
         "as_yaml": as_yaml,
     }
@@ -121,4 +122,4 @@ def _fractions(values: Any) -> Any:
 
 def _fraction(value: float | str) -> float | str:
     """As text where it is exactly a fraction; the settings of one of `models` may hold text already."""
-    return text if isinstance(value, float) and "/" in (text := words.intensity(value)) else value
+    return text if isinstance(value, float) and "/" in (text := config.intensity(value)) else value

@@ -82,12 +82,13 @@ def claim(study: Mapping[str, Any]) -> str:
     """The headline. Over seeds it is a mean, never the best one; between variants only what the tests show."""
     one, many = NOUNS.get(study["study"], ("variant", "variants"))
     entries = {variant["name"]: _entry(variant) for variant in study["variants"]}
-    attack = strongest(entries)
+    mean = study.get("accuracy")
+    attack = strongest({"all": mean} if mean else entries)  # a mean is over all that met an attack: all variants
     if attack is None:
         return f"None of the {len(entries)} {many} has been attacked yet; this page shows what there is."
     names = words.titles(study["settings"].get("whitebox", {}))
-    if study.get("accuracy"):
-        clean, robust = study["accuracy"]["clean"], study["accuracy"][attack]
+    if mean:
+        clean, robust = mean["clean"], mean[attack]
         return (
             f"Over {clean['seeds']} {many if clean['seeds'] > 1 else one}, {_mean(clean)} of the test images are "
             f"classified correctly, and {_mean(robust)} under {names[attack]}."

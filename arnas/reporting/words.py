@@ -15,12 +15,6 @@ def percent(share: float) -> str:
     return f"{100 * share:.1f}%"
 
 
-def intensity(value: float) -> str:
-    """8/255 for 0.03137...; a number that is no multiple of 1/255, or above 1 as in other norms, as it is."""
-    levels = round(255 * value)
-    return f"{levels}/255" if 0 < levels <= 255 and levels / 255 == value else f"{value:.4g}"
-
-
 def duration(seconds: float) -> str:
     """Seconds as a person says them: 8.4 s, 3 min 20 s, 1 h 5 min."""
     if seconds < 60:
@@ -53,7 +47,7 @@ def titles(settings: Mapping[str, Any]) -> dict[str, str]:
 
 def ball(settings: Mapping[str, Any]) -> str:
     """What an attack with these settings may do, after the word "may"."""
-    norm, radius = settings.get("norm", "linf"), intensity(settings["epsilon"])
+    norm, radius = settings.get("norm", "linf"), config.intensity(settings["epsilon"])
     if norm == "linf":
         return f"change every pixel by up to {radius}"
     return f"change an image by up to {radius} in the {norm} norm"

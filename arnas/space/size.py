@@ -4,7 +4,7 @@ import logging
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from arnas import config
 from arnas.errors import InvalidInput
@@ -18,16 +18,21 @@ def count(network: nn.Module, shape: tuple[int, int, int]) -> dict[str, int]:
 
     The auxiliary head, which evaluation does not run, and architecture parameters are left out.
     """
-    logging.getLogger("torch.utils.flop_counter").setLevel(logging.ERROR)  # it warns of an absent triton
-    from torch.utils.flop_counter import FlopCounterMode
-
     network = network.to("meta").eval()
     left_out = ("auxiliary.", "architecture.")
     parameters = sum(p.numel() for name, p in network.named_parameters() if not name.startswith(left_out))
+    # two images, since batch statistics of one pixel do not exist
+    return {"parameters": parameters, "macs": macs(network, torch.empty(2, *shape, device="meta"))}
+
+
+def macs(network: nn.Module, images: Tensor) -> int:
+    """Multiply-accumulates of convolutions and matrix products for one image, counted on all of these [N, C, H, W]."""
+    logging.getLogger("torch.utils.flop_counter").setLevel(logging.ERROR)  # it warns of an absent triton
+    from torch.utils.flop_counter import FlopCounterMode
+
     with FlopCounterMode(display=False) as flops, torch.no_grad():
-        # two images, since batch statistics of one pixel do not exist
-        network(torch.empty(2, *shape, device="meta"))
-    return {"parameters": parameters, "macs": flops.get_total_flops() // 4}
+        network(images)
+    return int(flops.get_total_flops() // (2 * len(images)))
 
 
 def info(

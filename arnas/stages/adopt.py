@@ -1,6 +1,5 @@
 """Stage adopt: make a network that was trained elsewhere a model like ours, for the stages that attack and report."""
 
-import logging
 import shutil
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from arnas.data import image_set
 from arnas.errors import InvalidInput
 from arnas.evaluation.models import predict
 from arnas.space import foreign
+from arnas.space.size import macs
 
 SEEN = 250  # test images that are classified to tell whether network and images belong together
 
@@ -74,7 +74,7 @@ def run(
             "data": {"dataset": data.content["dataset"], "classes": data.classes, "shape": data.shape},
             "selection": None,  # it was not trained here
             "parameters": sum(parameter.numel() for parameter in network.parameters()),
-            "macs": _macs(network, pixels[:2]),
+            "macs": macs(network, pixels[:2]),
         }
         digest = artifacts.write(folder, "model", content, origin.report())
     return {"digest": digest} | {key: content[key] for key in ("name", "parameters", "macs")} | {"clean": clean}
@@ -135,13 +135,3 @@ def _examine(network: nn.Module, images: Tensor, classes: int, source: str) -> b
             "after model.eval()."
         )
     return True
-
-
-def _macs(network: nn.Module, images: Tensor) -> int:
-    """Multiply-accumulates of convolutions and matrix products for one image, counted on two."""
-    logging.getLogger("torch.utils.flop_counter").setLevel(logging.ERROR)  # it warns of an absent triton
-    from torch.utils.flop_counter import FlopCounterMode
-
-    with FlopCounterMode(display=False) as flops, torch.no_grad():
-        network(images)
-    return int(flops.get_total_flops() // (2 * len(images)))

@@ -7,7 +7,7 @@ from typing import Any
 
 from safetensors.numpy import load_file
 
-from arnas import artifacts
+from arnas import artifacts, config
 from arnas.config import Settings
 from arnas.errors import InvalidInput
 from arnas.reporting import html as html_page
@@ -158,7 +158,7 @@ def _evaluations(
 def _ball(settings: Mapping[str, Any]) -> str:
     """Radius and norm, and the version of AutoAttack unless it is the standard one."""
     version = settings.get("autoattack_version", "standard")
-    parts = [words.intensity(settings["epsilon"]), settings.get("norm", "linf")]
+    parts = [config.intensity(settings["epsilon"]), settings.get("norm", "linf")]
     return " ".join(parts + ([f"(AutoAttack {version})"] if version != "standard" else []))
 
 

@@ -200,9 +200,7 @@ def _matrix(black: Body) -> dict[str, Any] | None:
 
 def _only_seeds(changes: Sequence[Mapping[str, Any]]) -> bool:
     """Whether the variants are one thing, repeated: they change seeds, and nothing else."""
-    return len(changes) > 1 and all(
-        change and all(key.rpartition(".")[2] == "seed" for key in change) for change in changes
-    )
+    return len(changes) > 1 and {setting for change in changes for setting in _changed(change)} == {"seed"}
 
 
 def _common(rows: Sequence[Body]) -> list[str]:
@@ -210,7 +208,7 @@ def _common(rows: Sequence[Body]) -> list[str]:
     return [attack for attack in rows[0]["scores"] if all(attack in row["scores"] for row in rows)]
 
 
-def strongest(rows: Sequence[Body]) -> str | None:
+def strongest_of_all(rows: Sequence[Body]) -> str | None:
     """The strongest of the attacks that all variants met, None where they met none."""
     found = [attack for attack in LADDER[1:] if attack in _common(rows)]
     return found[-1] if found else None
@@ -229,7 +227,7 @@ def _pairs(rows: Sequence[Body], attacked: Mapping[str, Body]) -> list[Body]:
             (one["name"], other["name"], attack)
             for one, other in chosen
             if _alike(attacked[one["name"]], attacked[other["name"]])
-            for attack in ("clean", strongest([one, other]))
+            for attack in ("clean", strongest_of_all([one, other]))
             if attack
         ),
     )
@@ -260,7 +258,7 @@ def _recipes(
     changes: Sequence[Mapping[str, Any]], models: Mapping[str, Body], attacked: Mapping[str, Body]
 ) -> Iterator[str]:
     """What keeps the variants from being compared, in sentences."""
-    told = {key.rpartition(".")[2] for change in changes for key in _flat(change)}
+    told = {setting for change in changes for setting in _changed(change)}
     for bodies, sentence in (
         (models, "The networks were not trained under one recipe: {} differ besides what the study varies."),
         (attacked, "The networks were not attacked alike: {} differ; such variants are not compared in pairs."),
@@ -280,11 +278,13 @@ def _recipes(
         yield words.elsewhere(adopted)
 
 
-def _flat(changes: Mapping[str, Any]) -> Iterator[str]:
+def _changed(changes: Mapping[str, Any]) -> Iterator[str]:
+    """Names of the settings, without their sections."""
     for key, value in changes.items():
-        yield key
         if isinstance(value, Mapping):
-            yield from _flat(value)
+            yield from _changed(value)
+        else:
+            yield key.rpartition(".")[2]
 
 
 # ------------------------------------------------------------------------------------------- what searches have chosen
@@ -364,6 +364,6 @@ def _figures(study: Body) -> dict[str, float]:
     if not spreads and len(rows) > EVERY_PAIR:
         parts, spreads = ("lowest", "mean", "highest"), _accuracy(rows)
     if not spreads:
-        attacks = [attack for attack in ("clean", strongest(rows)) if attack]
+        attacks = [attack for attack in ("clean", strongest_of_all(rows)) if attack]
         return {f"{row['name']} {attack}": row["scores"][attack]["accuracy"] for row in rows for attack in attacks}
     return {f"{attack}_{part}": spread[part] for part in parts for attack, spread in spreads.items()}

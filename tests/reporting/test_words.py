@@ -6,6 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from reporting.fixtures import score
 
+from arnas import config
 from arnas.config import Retrain
 from arnas.reporting import words
 from arnas.reporting.collect import compare
@@ -126,13 +127,13 @@ def test_the_claim_names_the_norm_and_the_version_of_autoattack():
 
 @given(st.integers(1, 255))
 def test_whole_levels_of_255_are_said_as_a_fraction_that_reads_back_exactly(level):
-    assert words.intensity(level / 255) == f"{level}/255"
-    assert Retrain(epsilon=words.intensity(level / 255)).epsilon == level / 255
+    assert config.intensity(level / 255) == f"{level}/255"
+    assert Retrain(epsilon=config.intensity(level / 255)).epsilon == level / 255
 
 
 @pytest.mark.parametrize(("value", "text"), [(0.0, "0"), (0.01, "0.01"), (0.1234567, "0.1235"), (12.0, "12")])
 def test_other_intensities_are_said_as_numbers(value, text):
-    assert words.intensity(value) == text
+    assert config.intensity(value) == text
 
 
 @pytest.mark.parametrize(
