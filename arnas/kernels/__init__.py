@@ -24,7 +24,7 @@ os.environ.setdefault("TRITON_DEFAULT_FP_FUSION", "1")
 
 
 def usable(x: Tensor) -> bool:
-    """Whether kernels compute on this tensor: in the fast form, on a GPU for which Triton is installed, in single or
+    """Whether kernels compute on this tensor: in the fast form, on a GPU for which Triton builds them, in single or
     double precision.
 
     With TRITON_INTERPRET=1 Triton interprets its kernels in numpy, slowly; then they are for CPU tensors, as in tests.
@@ -35,15 +35,22 @@ def usable(x: Tensor) -> bool:
         and x.dtype in (torch.float32, torch.float64)
         and 0 < x.numel() < 2**31  # kernels count in 32 bits
         and runtime.fast()
-        and _has_triton()
+        and _built(x.device)
     )
 
 
 @cache
-def _has_triton() -> bool:
+def _built(device: torch.device) -> bool:
+    """Whether Triton is here, and builds kernels: on a GPU it needs a C compiler and Python's headers."""
     try:
-        import triton  # noqa: F401
+        from arnas.kernels.norm import statistics
+
+        statistics(torch.ones(1, 1, 2, 2, device=device))
     except ImportError:
+        return False
+    except Exception as error:  # whatever a compiler says
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        runtime.say("kernels", f"Triton cannot build them here ({reason}), and PyTorch does their work.")
         return False
     return True
 

@@ -56,7 +56,21 @@ def test_elsewhere_a_tensor_on_the_cpu_is_torchs():
 
 def test_without_triton_none_is_used(monkeypatch):
     monkeypatch.setitem(sys.modules, "triton", None)
-    assert not kernels._has_triton.__wrapped__()
+    for name in ("depthwise", "edge", "norm"):
+        monkeypatch.delitem(sys.modules, f"arnas.kernels.{name}", raising=False)
+    assert not kernels._built.__wrapped__(torch.device("cpu"))
+
+
+def test_where_triton_cannot_build_them_none_is_used_and_one_line_says_so(triton, monkeypatch, capsys):
+    from arnas.kernels import norm
+
+    def build(*_):
+        raise RuntimeError("Failed to find C compiler.\nMore of it.")
+
+    monkeypatch.setattr(norm, "statistics", build)
+    assert not kernels._built.__wrapped__(torch.device("cpu"))
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1 and "(Failed to find C compiler.), and PyTorch does their work" in said
 
 
 def test_a_kernel_that_spills_would_be_noticed(triton, tmp_path):
