@@ -20,7 +20,7 @@ ROOT = Path(__file__).parents[2]
 PATIENCE = 600  # seconds; a run takes one or two minutes where two cores are free
 
 pytestmark = pytest.mark.timeout(2 * PATIENCE)
-QUICK = {"transfer.dataset": "digits", "retrain.epochs": 6, "whitebox.autoattack_images": 0}
+QUICK = {"transfer.dataset": "digits", "retrain.epochs": 15, "whitebox.autoattack_images": 0}
 VARIANTS = [{"name": "digits", "prepare.dataset": "digits"}]
 
 
