@@ -156,7 +156,6 @@ def _row(name: str, changes: Mapping[str, Any], model: Body, evaluation: Body, b
         "parameters": content["parameters"],
         "macs": content["macs"],
         "selection": content.get("selection", {}),
-        "seconds": model.get("origin", {}).get("seconds"),
         "scores": attacked["scores"],
         "warnings": list(attacked["warnings"]),
         "genotype": {"digest": artifacts.digest(cells), "skips": _genotype(model).skip_connections()}
@@ -331,13 +330,12 @@ def _shared(one: Genotype, other: Genotype, kind: str) -> float:
 
 def _lasting(study: Body) -> Body:
     """What does not differ between two runs of the same study."""
-    rows = [{key: value for key, value in row.items() if key != "seconds"} for row in study["variants"]]
-    return {key: value for key, value in study.items() if key != "versions"} | {"variants": rows}
+    return {key: value for key, value in study.items() if key != "versions"}
 
 
 def _csv(rows: Sequence[Body]) -> str:
     """A row for each variant: what it is, and of each attack accuracy, interval and counts."""
-    own = ("name", "dataset", "architecture", "layout", "parameters", "macs", "seconds")
+    own = ("name", "dataset", "architecture", "layout", "parameters", "macs")
     changed = dict.fromkeys(key for row in rows for key in row["changes"])
     attacks = dict.fromkeys(attack for row in rows for attack in row["scores"])
     lines = []

@@ -315,7 +315,6 @@ def study(kind: str, seed: int = 0, total: int = 400) -> dict[str, Any]:
                 "parameters": 152_634 + 1000 * index,
                 "macs": 3_120_000 + 5000 * index,
                 "selection": None,
-                "seconds": 74.3 + index,
                 "scores": {attack: score(right) for attack, right in outcomes[name].items()},
                 "warnings": [MASKED] if index == len(STUDIES[kind]) - 1 else [],
                 "genotype": None,

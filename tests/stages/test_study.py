@@ -90,7 +90,7 @@ def test_a_row_says_of_each_variant_what_its_artifacts_say_whatever_their_order(
             artifacts.read(model, "model")["digest"],
             attacked["digest"],
         )
-        assert (row["parameters"], row["macs"], row["seconds"], row["dataset"]) == (10, 20, 1.5, "digits")
+        assert (row["parameters"], row["macs"], row["dataset"]) == (10, 20, "digits")
         assert row["warnings"] == [f"a warning of {row['name']}"]
     assert returned["a clean"] == found["variants"][0]["scores"]["clean"]["accuracy"]
     assert set(returned) == {"digest", "variants", "a clean", "a pgd20", "b clean", "b pgd20"}
@@ -218,8 +218,8 @@ def test_the_digest_does_not_depend_on_how_long_it_took(write, tmp_path, monkeyp
     first, _ = collect(tmp_path, [{"name": "a"}], written)
     file = written[0][0] / "artifact.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | {"origin": {"seconds": 99}}))
-    second, found = collect(tmp_path, [{"name": "a"}], written)
-    assert found["variants"][0]["seconds"] == 99 and first["digest"] == second["digest"]
+    second, _ = collect(tmp_path, [{"name": "a"}], written)
+    assert first["digest"] == second["digest"]
 
 
 def write_blackbox(folder, written, withstood, **content):
