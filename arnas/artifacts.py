@@ -12,7 +12,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -71,8 +71,9 @@ def publish(path: str | Path) -> Iterator[Path]:
 
 def _sweep(path: Path) -> None:
     for left in path.parent.glob(f".{glob.escape(path.name)}.????????"):  # as mkdtemp names them
-        if left.is_dir() and time.time() - left.stat().st_mtime > DAY:
-            shutil.rmtree(left, ignore_errors=True)
+        with suppress(FileNotFoundError):  # of another writer, who has just finished with it
+            if time.time() - left.stat().st_mtime > DAY:
+                shutil.rmtree(left, ignore_errors=True)
 
 
 def require_writable(*paths: str | Path | None) -> None:

@@ -32,13 +32,14 @@ from arnas.errors import Interrupted, InvalidInput, Unreachable
 #: A state that was written longer ago is removed
 KEPT_DAYS = 30
 
-DAY = 24 * 3600
-
 #: A digest, as the names of checkpoints are made of: whatever else lies at the place is left alone
 KEY = "[0-9a-f]{64}"
 
 #: What a TrainJob and its task hand each other (cluster/trainjob.py)
 _HANDED = "arnas-retrain-[0-9a-f]{12}/.+"
+
+#: Seconds between two checkpoints, at most, however long one takes
+LONGEST = 300.0
 
 #: Seconds that an outage of the bucket is waited for when the process was asked to stop; Kubernetes kills after 30
 LAST_PATIENCE = 10.0
@@ -147,9 +148,9 @@ class _FolderShelf:
         for entry in self.root.iterdir():
             with suppress(FileNotFoundError):  # of another stage, which has just finished with it
                 age = time.time() - entry.stat().st_mtime
-                if re.fullmatch(f"{KEY}.safetensors", entry.name) and age > KEPT_DAYS * DAY:
+                if re.fullmatch(f"{KEY}.safetensors", entry.name) and age > KEPT_DAYS * artifacts.DAY:
                     entry.unlink()
-                if re.fullmatch(f".{KEY}.safetensors.*", entry.name) and age > DAY:
+                if re.fullmatch(f".{KEY}.safetensors.*", entry.name) and age > artifacts.DAY:
                     shutil.rmtree(entry, ignore_errors=True)
 
     @contextmanager
@@ -193,7 +194,7 @@ class _BucketShelf:
         self.bucket.probe()
         handed = {name: entry for name, entry in self.bucket.list().items() if re.fullmatch(_HANDED, name)}
         for name, entry in (self._states() | handed).items():
-            if time.time() - entry.modified.timestamp() > KEPT_DAYS * DAY:
+            if time.time() - entry.modified.timestamp() > KEPT_DAYS * artifacts.DAY:
                 self.bucket.remove(name)
 
     @contextmanager
@@ -250,7 +251,8 @@ class Keeper:
         store: Where checkpoints live.
         key: Digest of all that determines the result.
         stage: Name for messages.
-        interval: Seconds between two checkpoints, at least; ten times what a checkpoint takes, where that is more.
+        interval: Seconds between two checkpoints, at least; ten times what one takes, where that is more, and `LONGEST`
+            at most: one that sat out an outage of the store tells nothing of the next.
     """
 
     def __init__(self, store: CheckpointStore, key: str, stage: str, interval: float = 15.0):
@@ -297,7 +299,7 @@ class Keeper:
                 raise Interrupted(self.stage, self._signal, saved=False) from None
             raise
         self._saved = time.monotonic()
-        self._pause = max(self.interval, 10 * (self._saved - begun))
+        self._pause = max(self.interval, min(LONGEST, 10 * (self._saved - begun)))
 
     def offer(self, capture: Callable[[], dict[str, Any]]) -> None:
         """Save the state if the interval has passed; leave if the process was asked to stop.

@@ -2,6 +2,7 @@ import json
 import os
 import resource
 import signal
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -105,6 +106,13 @@ def test_what_killed_writers_left_is_removed_when_it_is_old(tmp_path):
         os.utime(folder, (0, 0))
     artifacts.write_text(tmp_path / "file", "new")
     assert sorted(os.listdir(tmp_path)) == [young.name, other.name, "file"]
+
+
+def test_leftovers_that_another_writer_takes_away_meanwhile_do_no_harm(tmp_path, monkeypatch):
+    gone = tmp_path / ".file.a1b2c3d4"
+    monkeypatch.setattr(Path, "glob", lambda self, pattern: [gone])
+    artifacts.write_text(tmp_path / "file", "new")
+    assert (tmp_path / "file").read_text() == "new"
 
 
 def test_a_full_disk_is_one_sentence_and_keeps_what_was_there(tmp_path, monkeypatch):

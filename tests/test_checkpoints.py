@@ -7,6 +7,7 @@ import sys
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import minio_server
 import pytest
@@ -374,6 +375,27 @@ def test_the_state_is_saved_when_the_interval_has_passed(tmp_path):
     with Keeper(CheckpointStore(tmp_path), "key", "search", interval=0) as keeper:
         keeper.offer(lambda: {"step": 1})
         assert keeper.restore() == {"step": 1}
+
+
+@pytest.mark.parametrize(("takes", "pause"), [(1, 15), (4, 40), (240, 300)])  # the last one sat out an outage
+def test_checkpoints_that_take_long_come_less_often_but_come(monkeypatch, takes, pause):
+    now, saved = [0.0], []
+    monkeypatch.setattr(checkpoints, "time", SimpleNamespace(monotonic=lambda: now[0]))
+
+    class Store:
+        hurried = False
+
+        def save(self, key, state):
+            now[0] += takes
+            saved.append(state)
+
+    with Keeper(Store(), KEY, "search") as keeper:
+        keeper.save("first")
+        now[0] += pause - 1
+        keeper.offer(lambda: "too early")
+        now[0] += 1
+        keeper.offer(lambda: "second")
+    assert saved == ["first", "second"]
 
 
 def test_a_process_that_is_asked_to_stop_does_not_wait_for_a_store_that_is_away(own_minio, monkeypatch, capfd):
