@@ -1,15 +1,13 @@
 """Triton kernels for what torch does slowly on a GPU: one idea a file, each with its twin in torch.
 
-The functions here are what networks call. They decide by their input whether a kernel computes or torch does; both give
-the same but for rounding, and all gradients, which can be differentiated again. The twin is at once the fallback, the
-oracle of the tests, and the way to second derivatives.
+Whether they compute or torch does is decided by the input (`usable`); both give the same but for rounding, and all
+gradients, which can be differentiated again. The twin is the oracle of the tests and the way to second derivatives.
 
 On a GPU images are contiguous [N, C, H, W], not channels_last: so the supernet was 1.7 times as fast on an H100, and so
 the gradient of torch's average pool is right. What comes in another memory format is copied.
 """
 
 import os
-from collections.abc import Sequence
 from functools import cache
 
 import torch
@@ -17,15 +15,14 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from arnas import runtime
-from arnas.kernels import twins
 
 # products and sums in one rounding: Triton warns if this is left to its default, which is going to change
 os.environ.setdefault("TRITON_DEFAULT_FP_FUSION", "1")
 
 
-def usable(x: Tensor) -> bool:
-    """Whether kernels compute on this tensor: in the fast form, on a GPU for which Triton builds them, in single or
-    double precision.
+def usable(x: Tensor, copies: int = 1) -> bool:
+    """Whether kernels compute on this tensor, or on so many copies of it: in the fast form, on a GPU for which Triton
+    builds them, in single or double precision.
 
     With TRITON_INTERPRET=1 Triton interprets its kernels in numpy, slowly; then they are for CPU tensors, as in tests.
     """
@@ -33,7 +30,7 @@ def usable(x: Tensor) -> bool:
     return (
         x.device.type == device
         and x.dtype in (torch.float32, torch.float64)
-        and 0 < x.numel() < 2**31  # kernels count in 32 bits
+        and 0 < copies * x.numel() < 2**31  # kernels count in 32 bits
         and runtime.fast()
         and _built(x.device)
     )
@@ -74,25 +71,15 @@ def relu_depthwise(x: Tensor, convolution: nn.Conv2d, norm: nn.Module | None = N
     from arnas.kernels import depthwise
 
     geometry = convolution.stride[0], convolution.dilation[0]
+    weights = [convolution.weight.transpose(0, 1)]  # a stack of one
     fusible = isinstance(norm, nn.BatchNorm2d) and getattr(norm, "fusible", True)
-    if isinstance(norm, nn.BatchNorm2d) and fusible and (norm.training or norm.running_mean is None):
-        return depthwise.norm_relu_depthwise(x, norm, convolution.weight, *geometry)
-    x = x if norm is None else norm(x)
-    return depthwise.relu_depthwise(x, convolution.weight, *geometry)
-
-
-def combine(total: Tensor | None, plain: Sequence[Tensor], convolved: Sequence[Tensor], strengths: Tensor) -> Tensor:
-    """The seven operations of an edge, weighted and added to what other edges gave.
-
-    Args:
-        total: The sum of the edges before, [N, C, H, W], if there is one.
-        plain: Max pool, average pool, skip connection: [N, C, H, W] each.
-        convolved: The four convolutions, before their last batch norm, which has neither scale nor shift.
-        strengths: How much each of the seven counts, [7], in this order.
-    """
-    if not usable(strengths):
-        return twins.combine(total, plain, convolved, strengths)
-
-    from arnas.kernels import edge
-
-    return edge.combine(total, plain, convolved, strengths)
+    if not (isinstance(norm, nn.BatchNorm2d) and fusible and (norm.training or norm.running_mean is None)):
+        return depthwise.relu_depthwise(x if norm is None else norm(x), weights, *geometry)
+    groups = runtime.groups() if norm.running_mean is None else 1
+    y, table = depthwise.norm_relu_depthwise(x, norm.weight, norm.bias, weights, *geometry, groups)
+    if norm.running_mean is not None and norm.running_var is not None and norm.num_batches_tracked is not None:
+        size = x.numel() // x.shape[1]
+        norm.num_batches_tracked.add_(1)
+        norm.running_mean.lerp_(table[0, 0], norm.momentum or 0.0)
+        norm.running_var.lerp_(table[0, 1] * (size / (size - 1)), norm.momentum or 0.0)
+    return y

@@ -4,6 +4,8 @@ Computes dw = sum over samples of dy[n] @ x[n]^T from dy [N, O, P] and x [N, I, 
 only O * I results. cuBLAS gave it to few programs and took 370 us each (H100, torch 2.11, prototype, C=24 L=8 search
 step). As a batched product of one sample each, followed by their sum, it needs no copy and no Triton.
 
+A stack of E of them, on a set of samples each or all on the same, is one such batched product in every direction.
+
 Bytes: x and dy once, and N * O * I for the parts. Measured: this split is not; the prototype's, into parts of at least
 256 pixels, was part of all 1x1 products, which took 20% of the step.
 """
@@ -40,3 +42,13 @@ class _Pointwise(torch.autograd.Function):
 
 def convolve(x: Tensor, weight: Tensor, bias: Tensor | None, stride: int) -> Tensor:
     return _Pointwise.apply(x, weight, bias, stride)  # type: ignore[no-any-return]
+
+
+def stacked(x: Tensor, weights: Tensor, shared: bool = False) -> Tensor:
+    """1x1 convolutions [E * N, O, H, W] with each of the weights [E, O, I].
+
+    Args:
+        x: [E * N, I, H, W], a part for each of them; [N, I, H, W] if it is `shared` by all.
+    """
+    parts = x.flatten(2).unflatten(0, (1 if shared else len(weights), -1))
+    return torch.matmul(weights.unsqueeze(1), parts).flatten(0, 1).unflatten(2, x.shape[2:])  # type: ignore[no-any-return]

@@ -14,19 +14,35 @@ from arnas import runtime
 EPS = 1e-5  # of all batch norms; torch's default
 
 
-def relu_depthwise(x: Tensor, weight: Tensor, stride: int, dilation: int) -> Tensor:
-    padding = dilation * (weight.shape[-1] // 2)
-    return functional.conv2d(functional.relu(x), weight, None, stride, padding, dilation, weight.shape[0])
+def relu_depthwise(x: Tensor, stride: int, dilation: int, *weights: Tensor) -> Tensor:
+    """Of x [N, C, H, W], one after the other by every set of every weights [E, C, K, K]."""
+    x = functional.relu(x)
+    return torch.cat([_depthwise(x, one, stride, dilation) for stack in weights for one in stack])
 
 
 def norm_relu_depthwise(
-    x: Tensor, gamma: Tensor | None, beta: Tensor | None, weight: Tensor, stride: int, dilation: int
+    x: Tensor, gamma: Tensor | None, beta: Tensor | None, stride: int, dilation: int, *weights: Tensor
 ) -> Tensor:
-    return relu_depthwise(batch_norm(x, gamma, beta), weight, stride, dilation)
+    """The same of a batch norm of x, of which each set has a part of its own."""
+    sets = [one for stack in weights for one in stack]
+    parts = (functional.relu(batch_norm(part, gamma, beta)) for part in x.chunk(len(sets)))
+    return torch.cat([_depthwise(part, one, stride, dilation) for part, one in zip(parts, sets, strict=True)])
+
+
+def _depthwise(x: Tensor, weight: Tensor, stride: int, dilation: int) -> Tensor:
+    padding = dilation * (weight.shape[-1] // 2)
+    return functional.conv2d(x, weight.unsqueeze(1), None, stride, padding, dilation, len(weight))
 
 
 def combine(total: Tensor | None, plain: Sequence[Tensor], convolved: Sequence[Tensor], strengths: Tensor) -> Tensor:
-    """The strength of a convolution is the scale of its last batch norm."""
+    """The seven operations of an edge, weighted and added to what other edges gave.
+
+    Args:
+        total: The sum of the edges before, [N, C, H, W], if there is one.
+        plain: Max pool, average pool, skip connection: [N, C, H, W] each.
+        convolved: The four convolutions, before their last batch norm, whose scale is their strength.
+        strengths: How much each of the seven counts, [7], in this order.
+    """
     terms = [] if total is None else [total]
     terms += [strength * y for strength, y in zip(strengths, plain, strict=False)]
     terms += [
@@ -34,6 +50,31 @@ def combine(total: Tensor | None, plain: Sequence[Tensor], convolved: Sequence[T
         for strength, y in zip(strengths[len(plain) :], convolved, strict=True)
     ]
     return functools.reduce(torch.add, terms)
+
+
+def combine_edges(
+    total: Tensor | None,
+    strengths: Tensor,
+    max_pooled: Tensor,
+    avg_pooled: Tensor,
+    skip: Tensor,
+    separable: Tensor,
+    dilated: Tensor,
+) -> Tensor:
+    """The same of all E edges that leave a source, with strengths [E, 7], which become [E * N, C, H, W].
+
+    Args:
+        total: Of all edges [E * N, C, H, W], or None.
+        max_pooled, avg_pooled: [N, C, H, W], before their batch norm.
+        skip: [N, C, H, W], or of each edge [E * N, C, H, W].
+        separable, dilated: [2 * E * N, C, H, W], before their last batch norm: all edges' 3x3, then all edges' 5x5.
+    """
+    edges = len(strengths)
+    pools = [batch_norm(max_pooled), batch_norm(avg_pooled)]
+    skips = skip.chunk(edges) if len(skip) > len(max_pooled) else [skip] * edges
+    convolved = [*separable.chunk(2 * edges), *dilated.chunk(2 * edges)]
+    found = [combine(None, [*pools, skips[edge]], convolved[edge::edges], strengths[edge]) for edge in range(edges)]
+    return torch.cat(found) if total is None else total + torch.cat(found)
 
 
 def batch_norm(x: Tensor, gamma: Tensor | None = None, beta: Tensor | None = None) -> Tensor:

@@ -66,6 +66,14 @@ class DepthwiseSeparable(nn.Sequential):
         )
 
     @property
+    def depthwise(self) -> Convolution:
+        return self[1]  # type: ignore[return-value]
+
+    @property
+    def pointwise(self) -> Convolution:
+        return self[2]  # type: ignore[return-value]
+
+    @property
     def norm(self) -> nn.Module:
         return self[3]
 
@@ -74,8 +82,7 @@ class DepthwiseSeparable(nn.Sequential):
 
     def convolved(self, x: Tensor, norm: nn.Module | None = None, rectified: bool = False) -> Tensor:
         """All but the batch norm, of x or of norm(x); `rectified` if x has no negative values."""
-        _, depthwise, pointwise, _ = self
-        return pointwise(kernels.relu_depthwise(x, depthwise, norm, rectified))  # type: ignore[arg-type, no-any-return]
+        return self.pointwise(kernels.relu_depthwise(x, self.depthwise, norm, rectified))  # type: ignore[no-any-return]
 
 
 class Separable(nn.Sequential):

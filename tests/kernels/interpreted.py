@@ -17,6 +17,7 @@ from torch.nn import functional
 from arnas import kernels, runtime
 from arnas.kernels import depthwise, edge, pointwise, twins
 from arnas.kernels.norm import statistics
+from arnas.space import stacked
 from arnas.space.folding import Folded
 from arnas.space.layout import NODES, Layout
 from arnas.space.network import build
@@ -47,6 +48,11 @@ def vector(size):
     return torch.randn(size, dtype=torch.float64, requires_grad=True)
 
 
+def stacks(edges, channels, kernel, both):
+    """Weights of depthwise convolutions for some edges, of one size of kernel or of both."""
+    return [random(edges, channels, size, size) for size in ((3, 5) if both else (kernel,))]
+
+
 def require_equal(found, expected, wanted, layout="contiguous"):
     """Outputs and all gradients, to 1e-12 of their size."""
     direction = random(*expected.shape, layout=layout).detach()
@@ -57,61 +63,85 @@ def require_equal(found, expected, wanted, layout="contiguous"):
 
 
 @few
-@given(shape=shapes, layout=layouts, **geometry)
-def test_relu_and_depthwise_convolution_are_torchs(shape, layout, kernel, stride, dilation):
-    x, weight = random(*shape, layout=layout), random(shape[1], 1, kernel, kernel)
-    expected = twins.relu_depthwise(x, weight, stride, dilation)
-    require_equal(depthwise.relu_depthwise(x, weight, stride, dilation), expected, [x, weight], layout)
+@given(shape=shapes, layout=layouts, edges=st.integers(1, 3), both=st.booleans(), **geometry)
+def test_relu_and_depthwise_convolutions_are_torchs(shape, layout, edges, both, kernel, stride, dilation):
+    x, weights = random(*shape, layout=layout), stacks(edges, shape[1], kernel, both)
+    expected = twins.relu_depthwise(x, stride, dilation, *weights)
+    require_equal(depthwise.relu_depthwise(x, weights, stride, dilation), expected, [x, *weights], layout)
 
 
 @few
-@given(shape=shapes, layout=layouts, affine=st.booleans(), **geometry)
-def test_with_a_batch_norm_before_them_too(shape, layout, affine, kernel, stride, dilation):
-    shape = (shape[0] + 1, *shape[1:])  # a single value has no variance
-    x, weight = random(*shape, layout=layout), random(shape[1], 1, kernel, kernel)
-    norm = nn.BatchNorm2d(shape[1], affine=affine, track_running_stats=affine).double()
+@given(shape=shapes, layout=layouts, edges=st.integers(1, 3), both=st.booleans(), groups=st.integers(1, 2), **geometry)
+def test_with_a_batch_norm_before_them_too(shape, layout, edges, both, groups, kernel, stride, dilation):
+    weights = stacks(edges, shape[1], kernel, both)
+    samples = groups * (shape[0] + 1)  # a single value has no variance
+    x = random(len(weights) * edges * samples, *shape[1:], layout=layout)
+    gamma, beta = (vector(shape[1]), vector(shape[1])) if groups == 1 else (None, None)
+    with runtime.grouped(groups):
+        expected = twins.norm_relu_depthwise(x, gamma, beta, stride, dilation, *weights)
+    found, _ = depthwise.norm_relu_depthwise(x, gamma, beta, weights, stride, dilation, groups)
+    affine = [] if gamma is None else [gamma, beta]
+    require_equal(found, expected, [x, *affine, *weights], layout)
+
+
+@settings(max_examples=24)
+@given(
+    shape=shapes,
+    layout=layouts,
+    edges=st.integers(1, 3),
+    groups=st.integers(1, 2),
+    first=st.booleans(),
+    search=st.booleans(),
+    strided=st.booleans(),
+)
+def test_the_combination_of_edges_is_torchs(shape, layout, edges, groups, first, search, strided):
+    shape = (groups * (shape[0] + 1), *shape[1:])
+    sizes = {"total": edges, "max": 1, "avg": 1, "skip": edges if strided else 1, "sep": 2 * edges, "dil": 2 * edges}
+    total, *operations = (random(size * shape[0], *shape[1:], layout=layout) for size in sizes.values())
+    strengths = torch.rand(edges, 7, dtype=torch.float64).requires_grad_(search)
+    arguments = None if first else total, strengths, *operations
+    wanted = operations + [total] * (not first) + [strengths] * search
+    with runtime.grouped(groups):
+        require_equal(edge.combine(*arguments), twins.combine_edges(*arguments), wanted, layout)
+
+
+def test_the_twins_of_stacks_are_edges_one_by_one():
+    """What they are compared with, against modules, samples of both groups apart."""
+    x, weights = random(4, 2, 5, 5), stacks(3, 2, 3, True)
+    found = twins.relu_depthwise(x, 2, 1, *weights).unflatten(0, (2, 3, 4))
+    for size, stack in enumerate(weights):
+        for number, weight in enumerate(stack):
+            convolution = nn.Conv2d(2, 2, 3 + 2 * size, 2, 1 + size, groups=2, bias=False).double()
+            convolution.weight.data = weight.unsqueeze(1)
+            torch.testing.assert_close(found[size, number], convolution(x.relu()), rtol=1e-12, atol=1e-12)
+    max_pooled, avg_pooled, skip = (random(4, 2, 5, 5) for _ in range(3))
+    separable, dilated = (random(2 * 3 * 4, 2, 5, 5) for _ in range(2))
+    strengths, norm = torch.rand(3, 7, dtype=torch.float64), nn.BatchNorm2d(2, affine=False).double()
+    with runtime.grouped(2):
+        found = twins.combine_edges(None, strengths, max_pooled, avg_pooled, skip, separable, dilated)
+    for number, (mine, strength) in enumerate(zip(found.chunk(3), strengths, strict=True)):
+        convolved = [y.chunk(6)[place] for y in (separable, dilated) for place in (number, 3 + number)]
+        for group in range(2):
+            terms = [norm(max_pooled.chunk(2)[group]), norm(avg_pooled.chunk(2)[group]), skip.chunk(2)[group]]
+            terms += [norm(y.chunk(2)[group]) for y in convolved]
+            expected = sum(s * term for s, term in zip(strength, terms, strict=True))
+            torch.testing.assert_close(mine.chunk(2)[group], expected, rtol=1e-12, atol=1e-12)
+
+
+@few
+@given(shape=shapes, layout=layouts, kernel=geometry["kernel"], stride=geometry["stride"], affine=st.booleans())
+def test_a_layer_and_the_norm_before_it_leave_the_same_traces(shape, layout, kernel, stride, affine):
+    shape = (shape[0] + 1, *shape[1:])
+    x, channels = random(*shape, layout=layout), shape[1]
+    convolution = nn.Conv2d(channels, channels, kernel, stride, kernel // 2, groups=channels, bias=False).double()
+    norm = nn.BatchNorm2d(channels, affine=affine, track_running_stats=affine).double()
     for parameter in norm.parameters():
         nn.init.normal_(parameter)
     twin = copy.deepcopy(norm)
-    expected = twins.norm_relu_depthwise(x, norm.weight, norm.bias, weight, stride, dilation)
-    found = depthwise.norm_relu_depthwise(x, norm, weight, stride, dilation)
-    require_equal(found, expected, [x, weight, *norm.parameters()], layout)
-    twin(x)
+    expected = convolution(twin(x).relu())
+    found = kernels.relu_depthwise(x, convolution, norm)
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-12 * max(1.0, expected.abs().max().item()))
     torch.testing.assert_close(norm.state_dict(), twin.state_dict(), rtol=1e-12, atol=1e-12)
-
-
-@few
-@given(shape=shapes, layout=layouts, first=st.booleans(), search=st.booleans())
-def test_the_combination_of_an_edge_is_torchs(shape, layout, first, search):
-    shape = (shape[0] + 1, *shape[1:])
-    total, *operations = (random(*shape, layout=layout) for _ in range(8))
-    strengths = torch.rand(7, dtype=torch.float64).requires_grad_(search)
-    arguments = None if first else total, operations[:3], operations[3:], strengths
-    wanted = operations + [total] * (not first) + [strengths] * search
-    require_equal(edge.combine(*arguments), twins.combine(*arguments), wanted, layout)
-
-
-@few
-@given(shape=shapes, layout=layouts, groups=st.integers(2, 3), **geometry)
-def test_batch_norms_of_groups_do_not_see_each_other(shape, layout, groups, kernel, stride, dilation):
-    shape = (groups * (shape[0] + 1), *shape[1:])
-    x, weight, strengths = random(*shape, layout=layout), random(shape[1], 1, kernel, kernel), vector(7)
-    norm = nn.BatchNorm2d(shape[1], track_running_stats=False).double()
-    for parameter in norm.parameters():
-        nn.init.normal_(parameter)
-    operations = [random(*shape, layout=layout) for _ in range(7)]
-    with runtime.grouped(groups):
-        convolved = depthwise.norm_relu_depthwise(x, norm, weight, stride, dilation)
-        combined = edge.combine(None, operations[:3], operations[3:], strengths)
-    expected = [
-        twins.norm_relu_depthwise(part, norm.weight, norm.bias, weight, stride, dilation) for part in x.chunk(groups)
-    ]
-    require_equal(convolved, torch.cat(expected), [x, weight, *norm.parameters()], layout)
-    expected = [
-        twins.combine(None, parts[:3], parts[3:], strengths)
-        for parts in zip(*(operation.chunk(groups) for operation in operations), strict=True)
-    ]
-    require_equal(combined, torch.cat(expected), [*operations, strengths], layout)
 
 
 @few
@@ -123,26 +153,40 @@ def test_a_1x1_convolution_is_torchs(shape, layout, outputs, stride, biased):
     require_equal(pointwise.convolve(x, weight, bias, stride), expected, [x, weight] + [bias] * biased, layout)
 
 
+@few
+@given(shape=shapes, layout=layouts, outputs=st.integers(1, 5), edges=st.integers(1, 3), shared=st.booleans())
+def test_so_is_a_stack_of_them(shape, layout, outputs, edges, shared):
+    x = random((1 if shared else edges) * shape[0], *shape[1:], layout=layout)
+    weights = random(edges, outputs, shape[1], 1)
+    parts = [x] * edges if shared else x.chunk(edges)
+    expected = [functional.conv2d(part, weight.unsqueeze(-1)) for part, weight in zip(parts, weights, strict=True)]
+    found = pointwise.stacked(x, weights.squeeze(-1), shared)
+    require_equal(found, torch.cat(expected), [x, weights], layout)
+
+
 def test_sizes_beyond_one_program_are_summed_over_all_of_them():
-    x, weight = random(3, 2, 31, 33), random(2, 1, 5, 5)
-    gamma, beta = vector(2), vector(2)
-    expected = twins.norm_relu_depthwise(x, gamma, beta, weight, 2, 1)
-    found, _ = depthwise._NormReLUDepthwise.apply(1, x, gamma, beta, weight, 2, 1)
-    require_equal(found, expected, [x, gamma, beta, weight])
-    operations, strengths = [random(2, 2, 31, 33) for _ in range(7)], vector(7)
-    found, expected = (form.combine(None, operations[:3], operations[3:], strengths) for form in (edge, twins))
+    weights, gamma, beta = stacks(2, 2, 5, False), vector(2), vector(2)
+    x = random(4, 2, 31, 33)
+    expected = twins.norm_relu_depthwise(x, gamma, beta, 2, 1, *weights)
+    found, _ = depthwise.norm_relu_depthwise(x, gamma, beta, weights, 2, 1, 1)
+    require_equal(found, expected, [x, gamma, beta, *weights])
+    operations, strengths = [random(size * 2, 2, 31, 33) for size in (1, 1, 2, 4, 4)], random(2, 7, 1, 1).flatten(1)
+    found, expected = (form(None, strengths, *operations) for form in (edge.combine, twins.combine_edges))
     require_equal(found, expected, [*operations, strengths])
 
 
 def test_each_can_be_differentiated_twice_as_exact_hypergradients_need():
-    x, weight, gamma, beta = random(2, 2, 3, 3), random(2, 1, 3, 3), vector(2), vector(2)
-    operations, strengths = [random(2, 1, 2, 2) for _ in range(7)], vector(7)
+    x, gamma, beta, (weights,) = random(2, 2, 3, 3), vector(2), vector(2), stacks(2, 2, 3, False)
+    operations, strengths = [random(size * 2, 1, 2, 2) for size in (1, 1, 1, 4, 4)], random(2, 7, 1, 1).flatten(1)
+    apart = random(4, 2, 3, 3)
     for function, values in [
-        (lambda x, weight: depthwise.relu_depthwise(x, weight, 2, 1), (x, weight)),
-        (lambda *inputs: depthwise._NormReLUDepthwise.apply(1, *inputs, 1, 2)[0], (x + 0.1, gamma, beta, weight)),
-        (lambda a, *y: edge.combine(y[0], y[:3], y[3:], a), (strengths, *operations)),
+        (lambda x, weights: depthwise.relu_depthwise(x, [weights], 2, 1), (x, weights)),
+        (lambda x, *affine: depthwise.norm_relu_depthwise(x, *affine[:2], affine[2:], 1, 2, 1)[0],
+            (apart + 0.1, gamma, beta, weights)),
+        (lambda strengths, *y: edge.combine(y[0].repeat(2, 1, 1, 1), strengths, *y), (strengths, *operations)),
         (lambda x, weight, bias: pointwise.convolve(x, weight, bias, 2), (x, random(3, 2, 1, 1), vector(3))),
-    ]:
+        (lambda x, weights: pointwise.stacked(x, weights.flatten(2)), (x, random(2, 3, 2, 1))),
+    ]:  # fmt: skip
         inputs = tuple(value + 0.01 for value in values)  # away from the kink of the ReLU
         assert gradcheck(function, inputs, fast_mode=True)
         assert gradgradcheck(function, inputs, fast_mode=True)
@@ -160,7 +204,7 @@ def test_a_mean_far_from_zero_does_not_spoil_the_variance():
 def test_what_is_not_a_number_stays_so_that_a_diverged_run_is_noticed():
     x = torch.ones(1, 1, 4, 4)
     x[0, 0, 0, 0] = torch.nan
-    assert depthwise.relu_depthwise(x, torch.ones(1, 1, 3, 3), 1, 1).isnan().sum() == 4
+    assert depthwise.relu_depthwise(x, [torch.ones(1, 1, 3, 3)], 1, 1).isnan().sum() == 4
 
 
 def test_a_norm_over_several_processes_computes_its_statistics_itself():
@@ -200,6 +244,8 @@ def test_a_whole_supernet_has_the_same_loss_and_gradients_also_second_ones(monke
     torch.manual_seed(0)
     network = Supernet(Layout.parse("D1"), 2, 3).double()
     images, labels = torch.rand(2, 3, 4, 4, dtype=torch.float64, requires_grad=True), torch.tensor([0, 2])
+    stacks, leave = [], stacked.leave
+    monkeypatch.setattr(stacked, "leave", lambda edges, *given: stacks.append(len(edges)) or leave(edges, *given))
 
     def step():
         loss = functional.cross_entropy(network(images), labels)
@@ -214,7 +260,25 @@ def test_a_whole_supernet_has_the_same_loss_and_gradients_also_second_ones(monke
         return torch.autograd.grad(norm, wanted, allow_unused=True, materialize_grads=True)
 
     in_both_forms(monkeypatch, step)
+    assert stacks == [4, 4, 3, 2, 1]  # edges that leave each source; the plain form has none
     in_both_forms(monkeypatch, hypergradient)
+
+
+def test_two_batches_pass_a_whole_supernet_as_one_and_do_not_see_each_other(monkeypatch):
+    torch.manual_seed(0)
+    network = Supernet(Layout.parse("D1"), 2, 3).double()
+    images = torch.rand(4, 3, 4, 4, dtype=torch.float64, requires_grad=True)
+    wanted = [images, *network.parameters()]
+
+    def gradients(logits):
+        return logits, *torch.autograd.grad(logits.square().sum(), wanted, allow_unused=True, materialize_grads=True)
+
+    with runtime.grouped(2):
+        joined = gradients(network(images))
+    monkeypatch.setenv("ARNAS_FORM", "plain")
+    apart = gradients(torch.cat([network(half) for half in images.chunk(2)]))
+    for mine, reference in zip(joined, apart, strict=True):
+        assert (mine - reference).norm() <= 1e-12 * max(1.0, reference.norm())
 
 
 @pytest.mark.parametrize("folded", [False, True])

@@ -14,25 +14,26 @@ from arnas import kernels
 HERE = Path(__file__).parent
 IMAGE = {"H": 32, "W": 32, "OH": 32, "OW": 32, "D": 1, "S": 1}
 NO_NORM = dict.fromkeys(("table", "gamma", "beta"))
-TAKES = {"plain": 3, "convolved": 4, "tables": 4, "of_plain": 3, "of_convolved": 4}  # tensors in a tuple
+COUNTS = ("C", "SIZE", "ROUNDS", "IMAGES", "GROUPS", "SETS", "EDGES")
 
 #: file, kernel, its constants, warps: the largest kernels of each kind, also on a strided edge
 COMPILED = [
     (file, kernel, shape | constants, warps)
     for shape in (IMAGE | {"K": 5}, IMAGE | {"K": 5, "OH": 16, "OW": 16, "S": 2, "D": 2}, IMAGE | {"K": 3})
     for file, kernel, constants, warps in [
-        ("depthwise", "_forward", {"BLOCK": 512}, 4),
-        ("depthwise", "_forward", {"BLOCK": 512} | NO_NORM, 4),
-        ("depthwise", "_input_gradient", {"BLOCK": 512}, 4),
-        ("depthwise", "_input_gradient", {"BLOCK": 512, "sums": None} | NO_NORM, 4),
+        ("depthwise", "_forward", {"BLOCK": 512}, 8),
+        ("depthwise", "_forward", {"BLOCK": 512} | NO_NORM, 8),
+        ("depthwise", "_input_gradient", {"BLOCK": 512, "ADD": False, "SETS": 1}, 8),
+        ("depthwise", "_input_gradient", {"BLOCK": 512, "ADD": True, "sums": None} | NO_NORM, 8),
         ("depthwise", "_weight_gradient", {"BLOCK": 256, "TAPS": 32}, 8),
     ]
 ] + [
     ("depthwise", "_norm_gradient", {"PLANE": 1024, "BLOCK": 512}, 4),
     ("norm", "_statistics", {"PLANE": 1024, "BLOCK": 4096, "EPS": 1e-5}, 8),
-    ("edge", "_forward", {"PLANE": 1024, "BLOCK": 1024}, 4),
-    ("edge", "_sums", {"PLANE": 1024, "BLOCK": 1024, "STRENGTHS": True}, 4),
+    ("edge", "_forward", {"PLANE": 1024, "BLOCK": 1024, "SHARED": True}, 8),
+    ("edge", "_sums", {"PLANE": 1024, "BLOCK": 1024, "SHARED": True, "STRENGTHS": True}, 8),
     ("edge", "_gradients", {"PLANE": 1024, "BLOCK": 1024}, 4),
+    ("edge", "_shared_gradients", {"PLANE": 1024, "BLOCK": 1024}, 8),
 ]
 
 
@@ -106,9 +107,7 @@ def resources(triton, file, name, constants, warps, number, cubin):
     def kind(argument):
         if argument in constants:
             return "constexpr"
-        if argument in ("C", "SIZE", "ROUNDS"):
-            return "i32"
-        return (f"*{number}",) * TAKES[argument] if argument in TAKES else f"*{number}"
+        return "i32" if argument in COUNTS else f"*{number}"
 
     signature = {argument: kind(argument) for argument in kernel.arg_names}
     values = {(kernel.arg_names.index(constant),): value for constant, value in constants.items()}
