@@ -22,8 +22,8 @@ from pathlib import Path
 
 import torch
 
-from arnas import proof, runtime
-from benchmarks import gpu, page
+from arnas import kernels, proof, runtime
+from benchmarks import bandwidths, gpu, page
 from benchmarks.cases import CASES, KINDS, SMALL, Case, batches, begin, compare, plainly
 
 ROOT = Path(__file__).parents[1]
@@ -49,7 +49,7 @@ START_UP = {
 def main(arguments: list[str] | None = None) -> int:
     """Measure what the command line asks for; returns the exit status, 1 if a case failed."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    things = [*KINDS, "start-up"]
+    things = [*KINDS, "kernels", "start-up"]
     parser.add_argument("--only", nargs="+", choices=things, default=things, help="what to measure (all of it)")
     parser.add_argument(
         "--device", default="auto", help="cpu, cuda, cuda:N, or auto: a GPU if there is one, and the CPU"
@@ -72,6 +72,9 @@ def main(arguments: list[str] | None = None) -> int:
             seconds = 0 if told.small else min(SECONDS[device.type], until - time.monotonic())
             result = run(cases, device, seconds, until, path)
             failed |= any("failed" in case for case in result["cases"])
+            if "kernels" in told.only and kernels.usable(torch.ones(1, 1, 2, 2, device=device)):
+                result["kernels"] = bandwidths.measure(device, gpu.bandwidth(device))
+                write(path, result)
             if "start-up" in told.only:
                 write(path, result | {"start_up": start_up(device, 1 if told.small else 3)})
             print(f"{path} has the figures.")

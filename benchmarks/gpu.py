@@ -55,11 +55,23 @@ def bandwidth(device: torch.device) -> float:
     return 2 * source.nbytes / best
 
 
-def profile(step: Callable[[], object], device: torch.device) -> dict[str, float]:
-    """Kernels and copies of a step: their number, and the seconds that they were busy, summed."""
+def profile(step: Callable[[], object], device: torch.device) -> dict[str, Any]:
+    """Kernels and copies of a step: their number, and the seconds that they were busy, summed; and of those that took
+    longest the same, by name."""
     with torch.profiler.profile(activities=[ProfilerActivity.CUDA]) as record:
         step()
         torch.cuda.synchronize(device)
     # of half a million events the profiler's own lists take minutes
     events = [event for event in record.profiler.kineto_results.events() if event.device_type() == DeviceType.CUDA]
-    return {"launches": len(events), "busy_seconds": sum(event.duration_ns() for event in events) / 1e9}
+    found = [(event.name(), event.duration_ns() / 1e9) for event in events]
+    return {"launches": len(found), "busy_seconds": sum(taken for _, taken in found), "longest": longest(found)}
+
+
+def longest(events: list[tuple[str, float]], count: int = 20) -> dict[str, dict[str, float]]:
+    """Launches and seconds by kernel, those first that took longest; template arguments are cut off."""
+    sums: dict[str, dict[str, float]] = {}
+    for name, seconds in events:
+        mine = sums.setdefault(name.partition("<")[0].removeprefix("void ")[:80], {"launches": 0, "seconds": 0.0})
+        mine["launches"] += 1
+        mine["seconds"] += seconds
+    return dict(sorted(sums.items(), key=lambda item: -item[1]["seconds"])[:count])

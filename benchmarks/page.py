@@ -26,6 +26,7 @@ from all such files.
 - On a GPU, kernels and busy time are those of one step as the profiler saw it, copies included, and memory is the peak
   of the first step. The floor is the time that the bytes of the convolutions of our step take at the speed of a copy,
   when each convolution reads and writes each of its tensors once; a form's share of it is that time by its busy time.
+  Kernels of our own are also measured alone, on tensors that no cache holds, against the speed of a copy.
 """
 
 
@@ -68,12 +69,24 @@ def section(result: dict) -> str:
         }
     rows = [columns, ["---"] * len(columns)]
     rows += [[cell(case) for cell in columns.values()] for case in result["cases"] if "ratio" in case]
-    blocks = [f"## {result['device']}", ", ".join(about), "\n".join(f"| {' | '.join(row)} |" for row in rows)]
+    blocks = [f"## {result['device']}", ", ".join(about), table(rows)]
     blocks += [f"{case['case']} failed: {case['failed']}" for case in result["cases"] if "failed" in case]
+    if "kernels" in result:
+        rows = [["kernel", "time", "bytes", "share of the bandwidth"], ["---"] * 4]
+        rows += [
+            [kernel["kernel"], f"{1e6 * kernel['seconds']:.3g} us", f"{kernel['bytes'] / 1e6:.3g} MB", share]
+            for kernel in result["kernels"]
+            for share in [f"{kernel['bandwidth_share']:.0%}"]
+        ]
+        blocks.append(table(rows))
     if "start_up" in result:
         times = (f"`{name}` {taken['median']:.2f} s" for name, taken in result["start_up"].items())
         blocks.append(f"A fresh process: {', '.join(times)}.")
     return "\n\n".join(blocks)
+
+
+def table(rows: list[list[str]]) -> str:
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 
 def ratio(spread: dict) -> str:

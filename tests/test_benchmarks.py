@@ -71,9 +71,10 @@ def test_the_page_shows_what_a_gpu_did_and_what_was_never_measured(small, tmp_pa
     for side in ("published", "ours"):
         whole[side]["peak_memory_mib"] = cut_off[side]["peak_memory_mib"] = 5200
     failed = {"case": failed["case"], "kind": failed["kind"], "failed": "OutOfMemoryError: too large"}
+    kernel = {"kernel": "statistics", "seconds": 1.23e-4, "bytes": 201_000_000, "bandwidth_share": 0.56}
     (tmp_path / "results").mkdir()
     (tmp_path / "results" / "a-gpu.json").write_text(
-        json.dumps(result | {"device": "A GPU", "kind": "cuda", "cases": [whole, cut_off, failed]})
+        json.dumps(result | {"device": "A GPU", "kind": "cuda", "cases": [whole, cut_off, failed], "kernels": [kernel]})
     )
     page.write(tmp_path)
     lines = (tmp_path / "README.md").read_text().splitlines()
@@ -82,6 +83,7 @@ def test_the_page_shows_what_a_gpu_did_and_what_was_never_measured(small, tmp_pa
     [row] = [line for line in lines if line.startswith(f"| {cut_off['case']} |")]
     assert row.endswith("| - → - | - → - | - → - | 5,200 MiB → 5,200 MiB |")
     assert f"{failed['case']} failed: OutOfMemoryError: too large" in lines
+    assert "| statistics | 123 us | 201 MB | 56% |" in lines
 
 
 def test_the_committed_page_is_what_the_committed_figures_give(tmp_path):
@@ -142,6 +144,15 @@ def test_a_convolution_reads_and_writes_each_of_its_tensors_once(frozen):
     # backward reads the gradient and the weight, writes the images' gradient, and for the weight's reads the images
     expected = read + weight + written + written + weight + read + (0 if frozen else read + weight)
     assert gpu.bytes_moved(lambda: convolution(images).relu().sum().backward()) == 4 * expected
+
+
+def test_a_profile_names_what_took_longest():
+    events = [("void cutlass::gemm<float, 3>(int)", 2.0), ("_forward", 5.0), ("void cutlass::gemm<half>(int)", 4.0)]
+    assert list(gpu.longest(events).items()) == [
+        ("cutlass::gemm", {"launches": 2, "seconds": 6.0}),
+        ("_forward", {"launches": 1, "seconds": 5.0}),
+    ]
+    assert list(gpu.longest(events, count=1)) == ["cutlass::gemm"]
 
 
 @pytest.mark.parametrize("code", ["import arnas", "from arnas.cli import main; main(['--help'])"])

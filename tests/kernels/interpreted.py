@@ -15,7 +15,7 @@ from torch.autograd import gradcheck, gradgradcheck
 from torch.nn import functional
 
 from arnas import kernels, runtime
-from arnas.kernels import depthwise, edge, pointwise, twins
+from arnas.kernels import depthwise, edge, norm, pointwise, twins
 from arnas.kernels.norm import statistics
 from arnas.space import stacked
 from arnas.space.folding import Folded
@@ -24,6 +24,7 @@ from arnas.space.network import build
 from arnas.space.operations import OPERATIONS
 from arnas.space.supernet import Supernet
 from arnas.training import distributed
+from benchmarks import bandwidths
 
 assert os.environ.get("TRITON_INTERPRET") == "1"
 
@@ -215,6 +216,33 @@ def test_a_norm_over_several_processes_computes_its_statistics_itself():
     x, convolution = torch.rand(2, 2, 5, 5), nn.Conv2d(2, 2, 3, padding=1, groups=2, bias=False)
     norm = OfAll(2)
     torch.testing.assert_close(kernels.relu_depthwise(x, convolution, norm), convolution(norm(x).relu()))
+
+
+KERNELS = {
+    depthwise: ("_forward", "_input_gradient", "_norm_gradient", "_weight_gradient"),
+    edge: ("_forward", "_sums", "_gradients", "_shared_gradients"),
+    norm: ("_statistics",),
+}
+
+
+def test_the_benchmark_of_bandwidths_launches_every_kernel(monkeypatch):
+    launched = set()
+
+    class Watched:
+        def __init__(self, place, kernel):
+            self.place, self.kernel = place, kernel
+
+        def __getitem__(self, grid):
+            launched.add(self.place)
+            return self.kernel[grid]
+
+    places = [(module, name) for module, names in KERNELS.items() for name in names]
+    for module, name in places:
+        monkeypatch.setattr(module, name, Watched((module, name), getattr(module, name)))
+    for _, moved, call in bandwidths.calls(torch.device("cpu"), edges=2, images=2, channels=1, pixels=3):
+        assert moved > 0
+        call()
+    assert launched == set(places)
 
 
 def test_kernels_are_for_the_fast_form_and_what_they_can_do(monkeypatch):
