@@ -72,7 +72,8 @@ clean: ## Remove the environment and the caches; results in out/ stay
 # The two stamps below are newer than the lock that they stand for. An installation that was interrupted leaves
 # .venv/unfinished behind, and the next one begins with an empty .venv (pip keeps what it has downloaded). The lock's
 # setuptools comes first, to build what has no wheel: an isolated build would fetch one that has no hash here. The lock is
-# complete, so pip resolves nothing: it would look at versions that the lock has not, and stop there.
+# complete, so pip resolves nothing: it would look at versions that the lock has not, and stop there. What has a setup.py
+# alone is built by PEP 517 too, as newer pips do unasked; one before 23.1 would warn.
 .venv/runtime: requirements.lock pyproject.toml
 	$(call install,requirements.lock)
 	@touch $@
@@ -112,7 +113,7 @@ define install
 	@echo "Installing $(1) into .venv; the first time this downloads several GB on Linux (PyTorch with CUDA) ..."
 	@sed -n '/^setuptools==/,/[^\\]$$/p' $(1) > .venv/setuptools.lock
 	@$(PIP) --require-hashes -r .venv/setuptools.lock
-	@$(PIP) --require-hashes --no-deps --no-build-isolation -r $(1)
+	@$(PIP) --require-hashes --no-deps --no-build-isolation --use-pep517 -r $(1)
 	@$(PIP) --no-deps --no-build-isolation -e .
 	@$(BIN)/python -m pip check --disable-pip-version-check >&2 # asked after, of what the lock gave
 	@rm .venv/unfinished

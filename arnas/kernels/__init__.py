@@ -40,8 +40,10 @@ def usable(x: Tensor, copies: int = 1) -> bool:
 def _built(device: torch.device) -> bool:
     """Whether Triton is here, and builds kernels: on a GPU it needs a C compiler and Python's headers."""
     try:
+        from arnas.kernels import compiling
         from arnas.kernels.norm import statistics
 
+        compiling.tell()
         statistics(torch.ones(1, 1, 2, 2, device=device))
     except ImportError:
         return False

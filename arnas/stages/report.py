@@ -1,7 +1,7 @@
 """Report: everything that a run found, as one page for people and one document for programs."""
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ from arnas import artifacts, config
 from arnas.config import Settings
 from arnas.errors import InvalidInput
 from arnas.reporting import html as html_page
-from arnas.reporting import words
+from arnas.reporting import read, words
 from arnas.reporting.collect import collect
 from arnas.reporting.scores import COLUMNS, Run
 from arnas.space import genotype as genotypes
@@ -74,15 +74,16 @@ def _read(
     settings: Settings,
     supernet: Pathlike | None,
     genotype: Pathlike | None,
-    models: Iterable[Pathlike],
-    evaluations: Iterable[Pathlike],
+    models: Sequence[Pathlike],
+    evaluations: Sequence[Pathlike],
     blackbox: Pathlike | None,
     transfer: tuple[Pathlike, Pathlike] | None,
 ) -> Run:
     image_set = artifacts.read(images, "image_set")
-    bodies, histories = _models(models)
-    evaluated, paths = _evaluations(evaluations, bodies, image_set["digest"])
-    examples = {name: load_file(path / "examples.safetensors") for name, path in paths.items()}
+    bodies = read.models(models)
+    found = read.evaluations(evaluations, bodies)
+    _require_comparable(found.values(), image_set["digest"])
+    examples = {name: load_file(path / "examples.safetensors") for name, (_, path) in found.items()}
     black = artifacts.read(blackbox, "blackbox") if blackbox is not None else None
     if black is not None:
         _require_images(black, image_set["digest"], f"black-box evaluation {blackbox}")
@@ -103,9 +104,13 @@ def _read(
         supernet=artifacts.read(supernet, "supernet") if supernet is not None else None,
         search=_history(supernet) if supernet is not None else None,
         models=bodies,
-        histories=histories,
-        evaluations=evaluated,
-        outcomes={name: load_file(path / "outcomes.safetensors") for name, path in paths.items()},
+        histories={
+            name: _history(path)
+            for (name, body), path in zip(bodies.items(), models, strict=True)
+            if "history.json" in body["files"]
+        },
+        evaluations={name: body for name, (body, _) in found.items()},
+        outcomes={name: load_file(path / "outcomes.safetensors") for name, (_, path) in found.items()},
         examples={name: tensors for name, tensors in examples.items() if len(tensors["labels"])},
         blackbox=black,
         blackbox_outcomes=load_file(Path(blackbox) / "outcomes.safetensors") if blackbox is not None else {},
@@ -113,46 +118,15 @@ def _read(
     )
 
 
-def _models(paths: Iterable[Pathlike]) -> tuple[dict[str, Mapping[str, Any]], dict[str, Mapping[str, Any]]]:
-    bodies: dict[str, Mapping[str, Any]] = {}
-    histories: dict[str, Mapping[str, Any]] = {}
-    for path in paths:
-        body = artifacts.read(path, "model")
-        name = body["content"]["name"]
-        if name in bodies:
-            raise InvalidInput(f"Two models are called {name!r}, the second is {path}; train one under another name.")
-        bodies[name] = body
-        if "history.json" in body["files"]:
-            histories[name] = _history(path)
-    return bodies, histories
-
-
-def _evaluations(
-    paths: Iterable[Pathlike], models: Mapping[str, Mapping[str, Any]], images: str
-) -> tuple[dict[str, Mapping[str, Any]], dict[str, Path]]:
-    """Evaluations and where they lie by the name of the model, in the order of the models."""
-    names = {body["digest"]: name for name, body in models.items()}
-    bodies: dict[str, Mapping[str, Any]] = {}
-    places: dict[str, Path] = {}
-    for path in paths:
-        body = artifacts.read(path, "evaluation")
-        name = names.get(body["content"]["model_digest"])
-        if name is None:
-            raise InvalidInput(
-                f"Evaluation {path} is of a model {body['content']['model']!r} that is not here; give that model too."
-            )
-        if name in bodies:
-            raise InvalidInput(f"Evaluation {path} is the second one of {name!r}; give one for each model.")
+def _require_comparable(evaluations: Collection[tuple[Mapping[str, Any], Path]], images: str) -> None:
+    for body, path in evaluations:
         _require_images(body, images, f"evaluation {path}")
-        bodies[name], places[name] = body, Path(path)
-    balls = {_ball(body["content"]["settings"]): None for body in bodies.values()}
+    balls = {_ball(body["content"]["settings"]) for body, _ in evaluations}
     if len(balls) > 1:
         raise InvalidInput(
             f"The evaluations attack at epsilon {' and '.join(sorted(balls))}, which one table cannot compare; "
             "evaluate all models at one."
         )
-    order = [name for name in models if name in bodies]
-    return {name: bodies[name] for name in order}, {name: places[name] for name in order}
 
 
 def _ball(settings: Mapping[str, Any]) -> str:

@@ -19,7 +19,7 @@ from arnas.config import Settings
 from arnas.errors import InvalidInput
 from arnas.evaluation import statistics
 from arnas.evaluation.checks import LADDER
-from arnas.reporting import words
+from arnas.reporting import read, words
 from arnas.reporting.collect import checked, first_attacks
 from arnas.space.genotype import Genotype
 from arnas.space.layout import KINDS
@@ -71,8 +71,11 @@ def run(
         InvalidInput: An artifact is missing, damaged, or belongs to none of the variants.
     """
     artifacts.require_writable(output, page, table)
-    bodies = _models(models)
-    attacked = _evaluations(evaluations, bodies)
+    bodies = read.models(models)
+    attacked = {
+        model: body | {"outcomes": load_file(path / "outcomes.safetensors")}
+        for model, (body, path) in read.evaluations(evaluations, bodies).items()
+    }
     variants = variants or [{"name": model} for model in bodies]
     _require_all(variants, bodies, attacked)
     names = [str(variant["name"]) for variant in variants]
@@ -105,32 +108,6 @@ def run(
 
 
 # ---------------------------------------------------------------------------------------------- what artifacts say
-
-
-def _models(paths: Sequence[Pathlike]) -> dict[str, Body]:
-    bodies: dict[str, Body] = {}
-    for path in paths:
-        body = artifacts.read(path, "model")
-        if (name := body["content"]["name"]) in bodies:
-            raise InvalidInput(f"Two models are called {name!r}, the second is {path}; give each variant once.")
-        bodies[name] = body
-    return bodies
-
-
-def _evaluations(paths: Sequence[Pathlike], models: Mapping[str, Body]) -> dict[str, Body]:
-    """The evaluation of each model, by its name; `outcomes` are those of its images."""
-    names = {body["digest"]: name for name, body in models.items()}
-    found: dict[str, Body] = {}
-    for path in paths:
-        body = artifacts.read(path, "evaluation")
-        name = names.get(body["content"]["model_digest"])
-        if name is None or name in found:
-            which = "a second one of" if name else "of a model that is not here,"
-            raise InvalidInput(
-                f"Evaluation {path} is {which} {body['content']['model']!r}; give one for each of the models."
-            )
-        found[name] = body | {"outcomes": load_file(Path(path) / "outcomes.safetensors")}
-    return found
 
 
 def _require_all(variants: Sequence[Mapping[str, Any]], *found: Mapping[str, Body]) -> None:

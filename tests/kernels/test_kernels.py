@@ -74,6 +74,59 @@ def test_where_triton_cannot_build_them_none_is_used_and_one_line_says_so(triton
     assert said.count("\n") == 1 and "(Failed to find C compiler.), and PyTorch does their work" in said
 
 
+def test_where_triton_cannot_write_its_cache_the_line_names_the_place(triton, monkeypatch, tmp_path, capsys):
+    from arnas.kernels import norm
+
+    place = tmp_path / "file" / "cache"
+    place.parent.write_text("no folder")
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(place))
+    monkeypatch.setattr(norm, "statistics", lambda _: small(triton))
+    assert not kernels._built.__wrapped__(torch.device("cpu"))
+    assert f"Not a directory: '{place}'), and PyTorch does their work" in capsys.readouterr().err
+
+
+def test_what_triton_compiles_is_told_and_what_it_has_kept_is_not(triton, monkeypatch, tmp_path, capsys):
+    from arnas.kernels import norm
+
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    monkeypatch.setattr(norm, "statistics", lambda _: small(triton))
+    told = []
+    for _ in ("a run", "a later one"):
+        monkeypatch.setattr(triton.knobs.compilation, "listener", None)
+        assert kernels._built.__wrapped__(torch.device("cpu"))
+        told.append(capsys.readouterr().err)
+    assert told[0].count("\n") == 1 and f"keeps them in {tmp_path}." in told[0]
+    assert told[1] == ""
+
+
+def test_of_many_kernels_a_line_is_told_every_few_seconds(triton, monkeypatch, capsys):
+    from arnas.kernels import compiling
+
+    monkeypatch.setattr(triton.knobs.compilation, "listener", None)
+    compiling.tell()
+    for second in range(12):
+        monkeypatch.setattr(compiling.time, "monotonic", lambda now=second: now)
+        triton.knobs.compilation.listener(cache_hit=False, times=None)
+        triton.knobs.compilation.listener(cache_hit=True, times=None)
+    counts = re.findall(r"(\d+) are compiled by now", capsys.readouterr().err)
+    assert counts == ["6", "11"]
+
+
+def test_a_listener_of_somebody_else_stays(triton, monkeypatch):
+    from arnas.kernels import compiling
+
+    monkeypatch.setattr(triton.knobs.compilation, "listener", print)
+    compiling.tell()
+    assert triton.knobs.compilation.listener is print
+
+
+def test_a_triton_without_a_listener_is_no_error(triton, monkeypatch):
+    from arnas.kernels import compiling
+
+    monkeypatch.delattr(triton, "knobs")
+    compiling.tell()
+
+
 def test_a_kernel_that_spills_would_be_noticed(triton, tmp_path):
     constants = IMAGE | {"K": 5, "BLOCK": 1024} | NO_NORM
     assert spills(resources(triton, "depthwise", "_forward", constants, 1, "fp32", tmp_path / "kernel.cubin"))
@@ -95,8 +148,19 @@ def spills(usage):
     return int(stack) > 0
 
 
+def small(triton):
+    return compiled(triton, "norm", "_statistics", {"PLANE": 4, "BLOCK": 16, "EPS": 1e-5}, 4, "fp32")
+
+
 def resources(triton, file, name, constants, warps, number, cubin):
     """What one kernel needs on an H100, in the words of cuobjdump."""
+    cubin.write_bytes(compiled(triton, file, name, constants, warps, number).asm["cubin"])
+    tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+    return subprocess.run([tool, "-res-usage", cubin], check=True, capture_output=True, text=True).stdout
+
+
+def compiled(triton, file, name, constants, warps, number):
+    """One kernel for an H100."""
     import importlib
 
     from triton.backends.compiler import GPUTarget
@@ -112,7 +176,4 @@ def resources(triton, file, name, constants, warps, number, cubin):
     signature = {argument: kind(argument) for argument in kernel.arg_names}
     values = {(kernel.arg_names.index(constant),): value for constant, value in constants.items()}
     source = ASTSource(fn=kernel, signature=signature, constexprs=values)
-    compiled = triton.compile(source, target=GPUTarget("cuda", 90, 32), options={"num_warps": warps})
-    cubin.write_bytes(compiled.asm["cubin"])
-    tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
-    return subprocess.run([tool, "-res-usage", cubin], check=True, capture_output=True, text=True).stdout
+    return triton.compile(source, target=GPUTarget("cuda", 90, 32), options={"num_warps": warps})

@@ -296,8 +296,8 @@ def test_what_does_not_belong_together_is_refused(write, tmp_path):
         ([{"name": "a"}], [first, second], "has the variants a, but the models are of a, b; give one model for each"),
         ([{"name": "a"}, {"name": "c"}], [first, second], "has the variants a, c, but the models are of a, b"),
         ([], [first, first], "Two models are called 'a'"),
-        ([], [first, (second[0], first[1])], "is a second one of 'a'; give one for each of the models"),
-        ([], [(first[0], second[1])], "is of a model that is not here, 'b'"),
+        ([], [first, (second[0], first[1])], "is the second one of 'a'; give one for each model"),
+        ([], [(first[0], second[1])], "is of a model 'b' that is not here"),
     ]
     for variants, written, sentence in cases:
         with pytest.raises(InvalidInput, match=sentence):
