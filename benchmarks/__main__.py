@@ -63,10 +63,7 @@ def main(arguments: list[str] | None = None) -> int:
     output = told.output or ROOT / ("out/benchmarks" if told.small else "benchmarks")
     failed, until = False, time.monotonic() + DEADLINE
     if not told.page:
-        names = [told.device] if told.device != "auto" else ["cuda", "cpu"][not torch.cuda.is_available() :]
-        for name in names:
-            device = runtime.prepare(name)
-            proof.prove(device)
+        for device in devices(told.device):
             cases = [case for case in (SMALL if told.small else CASES[device.type]) if case.kind in told.only]
             path = output / "results" / file_name(device)
             seconds = 0 if told.small else min(SECONDS[device.type], until - time.monotonic())
@@ -83,21 +80,20 @@ def main(arguments: list[str] | None = None) -> int:
     return int(failed)
 
 
+def devices(name: str) -> Iterator[torch.device]:
+    """Those that a command line means, one after the other, prepared and proven."""
+    for each in [name] if name != "auto" else ["cuda", "cpu"][not torch.cuda.is_available() :]:
+        device = runtime.prepare(each)
+        proof.prove(device)
+        yield device
+
+
 def run(cases: list[Case], device: torch.device, seconds: float, until: float, path: Path) -> dict:
     """Measure cases, their pairs in about `seconds`, and keep every figure in the file at once; returns them all."""
     found: list[dict] = []
-    result = {
-        "device": name_of(device),
-        "kind": device.type,
-        "threads": torch.get_num_threads(),
-        "date": datetime.date.today().isoformat(),
-        "versions": runtime.versions() | ({"cuda": torch.version.cuda} if device.type == "cuda" else {}),
-        "cases": found,
-    }
+    result = about(device) | {"cases": found}
     path.parent.mkdir(parents=True, exist_ok=True)
-    for case in cases:
-        sizes = {"kind": case.kind, "channels": case.channels, "layers": case.layers, "batch": case.batch}
-        found.append({"case": str(case)} | sizes | {"pixels": case.pixels})
+    found += [size(case) for case in cases]
     works = [measure, look_inside] if device.type == "cuda" else [measure]
     for work, (case, figures) in product(works, zip(cases, found, strict=True)):
         if "failed" in figures:
@@ -211,6 +207,22 @@ def start_up(device: torch.device, repeats: int) -> dict[str, dict]:
 
 def spread(values: list[float]) -> dict:
     return {"median": statistics.median(values), "min": min(values), "max": max(values), "raw": values[:]}
+
+
+def about(device: torch.device) -> dict:
+    """Where and with what figures come about."""
+    return {
+        "device": name_of(device),
+        "kind": device.type,
+        "threads": torch.get_num_threads(),
+        "date": datetime.date.today().isoformat(),
+        "versions": runtime.versions() | ({"cuda": torch.version.cuda} if device.type == "cuda" else {}),
+    }
+
+
+def size(case: Case) -> dict:
+    sizes = {"kind": case.kind, "channels": case.channels, "layers": case.layers, "batch": case.batch}
+    return {"case": str(case)} | sizes | {"pixels": case.pixels}
 
 
 def write(path: Path, result: dict) -> None:
