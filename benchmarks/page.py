@@ -33,10 +33,17 @@ from all such files.
 def write(folder: Path) -> None:
     """Write folder/README.md, and folder/ratios.svg if folder/results has ratios."""
     files = sorted((folder / "results").glob("*.json"))
-    results = [result for file in files if "cases" in (result := json.loads(file.read_text(encoding="utf-8")))]
+    found = [json.loads(file.read_text(encoding="utf-8")) for file in files]
+    results, tables = ([result for result in found if name in result] for name in ("cases", "levers"))
     chart = folder / "ratios.svg"
     chart.unlink(missing_ok=True)
-    shown = [section(result) for result in results] or ["There are no results yet."]
+    shown = [
+        show(result)
+        for device in dict.fromkeys(result["device"] for result in results + tables)
+        for show, those in ((section, results), (levers, tables))
+        for result in those
+        if result["device"] == device
+    ] or ["There are no results yet."]
     if any("ratio" in case for result in results for case in result["cases"]):
         draw(results, chart)
         shown.insert(0, "![Published time divided by ours, for each step and device](ratios.svg)")
@@ -46,10 +53,6 @@ def write(folder: Path) -> None:
 
 def section(result: dict) -> str:
     """A device: what it is, a row for each case, what could not be measured, and how long it takes to start."""
-    versions = result["versions"]
-    about = [f"{result['date']}, torch {versions['torch']}, Python {versions['python']}, arnas {versions['arnas']}"]
-    if result["kind"] == "cpu":
-        about.append(f"{result['threads']} threads")
     columns = {
         "step": lambda case: case["case"],
         "published": lambda case: f"{case['published']['seconds']['median']:.3g} s",
@@ -67,26 +70,48 @@ def section(result: dict) -> str:
             "share of floor": lambda case: both(case.get("inside", {}), "floor_fraction", "{:.0%}"),
             "memory": lambda case: both(case, "peak_memory_mib", "{:,} MiB"),
         }
-    rows = [columns, ["---"] * len(columns)]
-    rows += [[cell(case) for cell in columns.values()] for case in result["cases"] if "ratio" in case]
-    blocks = [f"## {result['device']}", ", ".join(about), table(rows)]
+    rows = [[cell(case) for cell in columns.values()] for case in result["cases"] if "ratio" in case]
+    blocks = [f"## {result['device']}", about(result), table([*columns], rows)]
     blocks += [f"{case['case']} failed: {case['failed']}" for case in result["cases"] if "failed" in case]
-    if "kernels" in result:
-        rows = [["kernel", "time", "bytes", "share of the bandwidth"], ["---"] * 4]
-        rows += [
+    if kernels := result.get("kernels"):
+        rows = [
             [kernel["kernel"], f"{1e6 * kernel['seconds']:.3g} us", f"{kernel['bytes'] / 1e6:.3g} MB", share]
-            for kernel in result["kernels"]
+            for kernel in kernels
             for share in [f"{kernel['bandwidth_share']:.0%}"]
         ]
-        blocks.append(table(rows))
+        blocks.append(table(["kernel", "time", "bytes", "share of the bandwidth"], rows))
     if "start_up" in result:
         times = (f"`{name}` {taken['median']:.2f} s" for name, taken in result["start_up"].items())
         blocks.append(f"A fresh process: {', '.join(times)}.")
     return "\n\n".join(blocks)
 
 
-def table(rows: list[list[str]]) -> str:
-    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+def levers(result: dict) -> str:
+    """A device: a row for each lever of our form, and what could not be measured."""
+    found = {
+        (figures["lever"], figures["case"]): figures["ratio"] for figures in result["levers"] if "ratio" in figures
+    }
+    names, cases = (list(dict.fromkeys(column)) for column in zip(*found, strict=True)) if found else ([], [])
+    rows = [[name, *(ratio(found[name, case]) if (name, case) in found else "" for case in cases)] for name in names]
+    pairs = [min(len(spread["raw"]) for (_, of), spread in found.items() if of == case) for case in cases]
+    blocks = [
+        f"### {result['device']}: what each lever gives",
+        f"{about(result)}: how many times as long a step takes without a lever of [levers.py](levers.py).",
+        table(["without", *cases], [*rows, ["pairs, at least", *map(str, pairs)]]),
+    ]
+    blocks += [f"{f['lever']}, {f['case']}, failed: {f['failed']}" for f in result["levers"] if "failed" in f]
+    return "\n\n".join(blocks)
+
+
+def about(result: dict) -> str:
+    versions = result["versions"]
+    threads = f", {result['threads']} threads" if result["kind"] == "cpu" else ""
+    torch, python, arnas = versions["torch"], versions["python"], versions["arnas"]
+    return f"{result['date']}, torch {torch}, Python {python}, arnas {arnas}{threads}"
+
+
+def table(columns: list[str], rows: list[list[str]]) -> str:
+    return "\n".join(f"| {' | '.join(row)} |" for row in [columns, ["---"] * len(columns), *rows])
 
 
 def ratio(spread: dict) -> str:
