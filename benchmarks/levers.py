@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from arnas.attacks import frozen
 from arnas.search.hypergradient import hypergradients
+from arnas.space import supernet
 from benchmarks import page
 from benchmarks.__main__ import ROOT, ROUNDING, Step, about, devices, file_name, pairs, say, size, spread, warm, write
 from benchmarks.cases import CASES, KINDS, SMALL, Case, batches, begin
@@ -99,7 +100,7 @@ LEVERS = {
         ("search",), ("cpu",), {"arnas.kernels.twins._sums_share_lines": lambda _: False}
     ),
     "CUDA graphs": Lever(EVERY, ("cuda",), {"arnas.graphs._wanted": lambda _: False}),
-    "all edges of a source at once": Lever(("search",), ("cuda",), {"arnas.space.stacked.COPIES": 2**31}),
+    "all edges of a source at once": Lever(("search",), ("cuda",), {"arnas.space.stacked.leave": supernet._leave}),
     "Triton kernels": Lever(EVERY, ("cuda",), {"arnas.kernels.usable": lambda _: False}),
 }
 
