@@ -101,7 +101,7 @@ LEVERS = {
     ),
     "CUDA graphs": Lever(EVERY, ("cuda",), {"arnas.graphs._wanted": lambda _: False}),
     "all edges of a source at once": Lever(("search",), ("cuda",), {"arnas.space.stacked.leave": supernet._leave}),
-    "Triton kernels": Lever(EVERY, ("cuda",), {"arnas.kernels.usable": lambda _: False}),
+    "Triton kernels": Lever(EVERY, ("cuda",), {"arnas.kernels.usable": lambda *_: False}),
 }
 
 
