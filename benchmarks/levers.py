@@ -19,7 +19,6 @@ from torch import Tensor, nn
 
 from arnas.attacks import frozen
 from arnas.search.hypergradient import hypergradients
-from arnas.space import supernet
 from benchmarks import page
 from benchmarks.__main__ import ROOT, ROUNDING, Step, about, devices, file_name, pairs, say, size, spread, warm, write
 from benchmarks.cases import CASES, KINDS, SMALL, Case, batches, begin
@@ -78,7 +77,7 @@ LEVERS = {
     ),
     # no network is of the class that is folded
     "attacks: batch norms folded into convolutions": Lever(ATTACKED, BOTH, {"arnas.space.folding.Classifier": ()}),
-    "what edges of one source share, computed once": Lever(
+    "all edges of a source at once": Lever(
         ("search",),
         BOTH,
         {"arnas.space.supernet._SuperCell._by_source": lambda cell, *given: cell._by_node(*given)},
@@ -89,18 +88,17 @@ LEVERS = {
     ),
     "channels_last": Lever(EVERY, ("cpu",), {"arnas.runtime.memory_format": lambda _: torch.contiguous_format}),
     "back through convolutions: turned kernels": Lever(
-        EVERY, ("cpu",), {"arnas.space.gradients.Convolution._turns": lambda _: False}
+        EVERY, ("cpu",), {"arnas.space.gradients._turns": lambda *_: False}
     ),
     "back through concatenations: dense gradients": Lever(
         EVERY,
         ("cpu",),
-        {f"arnas.space.{module}.dense_gradient": lambda x: x for module in ("supernet", "network")},
+        {f"arnas.space.{module}.dense_gradient": lambda x: x for module in ("supernet", "stacked", "network")},
     ),
     "back through batch norms: one thread where two share cache lines": Lever(
         ("search",), ("cpu",), {"arnas.kernels.twins._sums_share_lines": lambda _: False}
     ),
     "CUDA graphs": Lever(EVERY, ("cuda",), {"arnas.graphs._wanted": lambda _: False}),
-    "all edges of a source at once": Lever(("search",), ("cuda",), {"arnas.space.stacked.leave": supernet._leave}),
     "Triton kernels": Lever(EVERY, ("cuda",), {"arnas.kernels.usable": lambda *_: False}),
 }
 

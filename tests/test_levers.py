@@ -77,10 +77,7 @@ def test_without_a_lever_its_steps_and_no_others_compute_otherwise_and_all_lead_
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_what_a_gpu_s_levers_replace_is_asked_in_every_step(kind):
-    """But for the stacks of edges, which only kernels have: tests/kernels/interpreted.py replaces them."""
-    of_gpu = [(name, lever) for name, lever in levers.LEVERS.items() if lever.devices == ("cuda",)]
-    only = [lever for name, lever in of_gpu if name != "all edges of a source at once"]
-    assert len(only) == len(of_gpu) - 1
+    only = [lever for lever in levers.LEVERS.values() if lever.devices == ("cuda",)]
     spies = {place: mock.Mock(side_effect=instead) for lever in only for place, instead in lever.off.items()}
     with levers.without(dataclasses.replace(only[0], off=spies)):
         levers.outcome(kind, CPU)

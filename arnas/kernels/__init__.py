@@ -54,21 +54,19 @@ def _built(device: torch.device) -> bool:
     return True
 
 
-def relu_depthwise(x: Tensor, convolution: nn.Conv2d, norm: nn.Module | None = None, rectified: bool = False) -> Tensor:
+def relu_depthwise(x: Tensor, convolution: nn.Conv2d, norm: nn.Module | None = None) -> Tensor:
     """ReLU and a depthwise convolution; before them a batch norm, if there is one.
 
     Args:
         x: Images [N, C, H, W].
         convolution: Depthwise, without bias, its padding such that it keeps the size but for the stride.
         norm: What stands between x and the ReLU; a kernel takes along a batch norm with the statistics of the batch.
-        rectified: x has no negative values, and no norm follows: the ReLU can be left out.
 
     Returns:
         Images [N, C, H / stride, W / stride], rounded up.
     """
     if not usable(x):
-        x = x if norm is None else norm(x)
-        return convolution(x if rectified else functional.relu(x))  # type: ignore[no-any-return]
+        return convolution(functional.relu(x if norm is None else norm(x)))  # type: ignore[no-any-return]
 
     from arnas.kernels import depthwise
 

@@ -237,7 +237,7 @@ class _Combine(torch.autograd.Function):
         return None, gradient if of_total else None, of_strengths, d_max, d_avg, d_skip, d_sep, d_dil
 
 
-_twin = functools.partial(twins.combine_edges, None)  # without a total, through which the gradient goes as it is
+_twin = functools.partial(twins.combine, None)  # without a total, through which the gradient goes as it is
 
 
 def combine(
@@ -249,6 +249,6 @@ def combine(
     separable: Tensor,
     dilated: Tensor,
 ) -> Tensor:
-    """As `arnas.kernels.twins.combine_edges`, whose batch norms take each group of an edge's samples alone."""
+    """As `arnas.kernels.twins.combine`, whose batch norms take each group of an edge's samples alone."""
     operations = max_pooled, avg_pooled, skip, separable, dilated
     return _Combine.apply(runtime.groups(), total, strengths, *operations)  # type: ignore[no-any-return]

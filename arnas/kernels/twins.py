@@ -34,25 +34,7 @@ def _depthwise(x: Tensor, weight: Tensor, stride: int, dilation: int) -> Tensor:
     return functional.conv2d(x, weight.unsqueeze(1), None, stride, padding, dilation, len(weight))
 
 
-def combine(total: Tensor | None, plain: Sequence[Tensor], convolved: Sequence[Tensor], strengths: Tensor) -> Tensor:
-    """The seven operations of an edge, weighted and added to what other edges gave.
-
-    Args:
-        total: The sum of the edges before, [N, C, H, W], if there is one.
-        plain: Max pool, average pool, skip connection: [N, C, H, W] each.
-        convolved: The four convolutions, before their last batch norm, whose scale is their strength.
-        strengths: How much each of the seven counts, [7], in this order.
-    """
-    terms = [] if total is None else [total]
-    terms += [strength * y for strength, y in zip(strengths, plain, strict=False)]
-    terms += [
-        batch_norm(y, strength.repeat(y.shape[1]))
-        for strength, y in zip(strengths[len(plain) :], convolved, strict=True)
-    ]
-    return functools.reduce(torch.add, terms)
-
-
-def combine_edges(
+def combine(
     total: Tensor | None,
     strengths: Tensor,
     max_pooled: Tensor,
@@ -61,19 +43,23 @@ def combine_edges(
     separable: Tensor,
     dilated: Tensor,
 ) -> Tensor:
-    """The same of all E edges that leave a source, with strengths [E, 7], which become [E * N, C, H, W].
+    """The seven operations of the E edges that leave a source, weighted and added to what other edges gave.
 
     Args:
-        total: Of all edges [E * N, C, H, W], or None.
+        total: The sums of the edges before, [E * N, C, H, W], or None.
+        strengths: How much each operation counts, [E, 7], in the order of the following.
         max_pooled, avg_pooled: [N, C, H, W], before their batch norm.
         skip: [N, C, H, W], or of each edge [E * N, C, H, W].
         separable, dilated: [2 * E * N, C, H, W], before their last batch norm: all edges' 3x3, then all edges' 5x5.
     """
     edges = len(strengths)
-    pools = [batch_norm(max_pooled), batch_norm(avg_pooled)]
     skips = skip.chunk(edges) if len(skip) > len(max_pooled) else [skip] * edges
-    convolved = [*separable.chunk(2 * edges), *dilated.chunk(2 * edges)]
-    found = [combine(None, [*pools, skips[edge]], convolved[edge::edges], strengths[edge]) for edge in range(edges)]
+    pools = [batch_norm(max_pooled), batch_norm(avg_pooled)]
+    convolved = [batch_norm(y) for y in (*separable.chunk(2 * edges), *dilated.chunk(2 * edges))]
+    found = [
+        sum(strength * y for strength, y in zip(strengths[e], [*pools, skips[e], *convolved[e::edges]], strict=True))
+        for e in range(edges)
+    ]
     return torch.cat(found) if total is None else total + torch.cat(found)
 
 

@@ -1,9 +1,9 @@
 """The fast form of a backward pass: what torch does slowly, done in another way with the same result.
 
 The gradient of a convolution's input is the output's gradient, spread over the stride with zeros between, and convolved
-with the kernel turned by 180 degrees (in a dense convolution with its channels exchanged). On a CPU torch takes another
-way: for dilated depthwise kernels 4 to 9 times as long, with stride 2 some 20 times (channels_last, on two x86 cores).
-On a GPU it is the weight gradient of 1x1 convolutions that takes long, see `arnas.kernels.pointwise`.
+with the kernel turned by 180 degrees (where groups have several channels, with these exchanged). On a CPU torch takes
+another way: for dilated depthwise kernels 4 to 9 times as long, with stride 2 some 20 times (channels_last, on two x86
+cores). On a GPU it is the weight gradient of 1x1 convolutions that takes long, see `arnas.kernels.pointwise`.
 
 Batch norm's backward pass takes 8 times as long where the gradient is a slice of channels, as behind a concatenation.
 """
@@ -32,19 +32,31 @@ class Convolution(nn.Conv2d):
             # the pixels between go first: of strided 1x1 convolutions of few channels oneDNN's weight gradient writes
             # past its memory (channels_last, without AVX-512; github.com/uxlfoundation/oneDNN/issues/6035)
             x, stride = x[:, :, :: stride[0], :: stride[1]], (1, 1)
-        geometry = stride, self.padding, self.dilation, self.groups
-        if not (runtime.fast() and x.device.type == "cpu" and self._turns()):
-            return functional.conv2d(x, self.weight, self.bias, *geometry)
-        return _Turning.apply(x, self.weight, self.bias, geometry)  # type: ignore[no-any-return]
+        return convolve(x, self.weight, self.bias, stride, self.padding, self.dilation, self.groups)
 
-    def _turns(self) -> bool:
-        """Whether the turned kernel is the faster way: the convolution is dense or depthwise, keeps the size but for
-        the stride, and has a dilation where it has a stride."""
-        kept = all(
-            2 * padding == dilation * (kernel - 1)
-            for kernel, dilation, padding in zip(self.kernel_size, self.dilation, self.padding, strict=True)
-        )
-        return kept and self.groups in (1, self.in_channels) and (self.stride == (1, 1) or min(self.dilation) > 1)
+
+def convolve(x: Tensor, weight: Tensor, bias: Tensor | None, *geometry: Any) -> Tensor:
+    """functional.conv2d with the faster way back.
+
+    Args:
+        geometry: Stride, padding and dilation, a pair each, and the number of groups.
+    """
+    if runtime.fast() and x.device.type == "cpu" and _turns(weight, *geometry):
+        return _Turning.apply(x, weight, bias, geometry)  # type: ignore[no-any-return]
+    return functional.conv2d(x, weight, bias, *geometry)
+
+
+Pair = tuple[int, int]
+
+
+def _turns(weight: Tensor, stride: Pair, padding: Pair, dilation: Pair, groups: int) -> bool:
+    """Whether the turned kernel is the faster way: the convolution keeps the size but for the stride, and has a
+    dilation where it has a stride."""
+    kept = all(
+        2 * pad == dilate * (kernel - 1)
+        for kernel, dilate, pad in zip(weight.shape[2:], dilation, padding, strict=True)
+    )
+    return kept and (stride == (1, 1) or min(dilation) > 1)
 
 
 class _Turning(torch.autograd.Function):
@@ -64,7 +76,7 @@ class _Turning(torch.autograd.Function):
         stride, padding, dilation, groups = ctx.geometry
         of_x = of_weight = of_bias = None
         if ctx.needs_input_grad[0]:
-            turned = (weight if groups > 1 else weight.transpose(0, 1)).flip(2, 3)
+            turned = weight.unflatten(0, (groups, -1)).transpose(1, 2).flatten(0, 1).flip(2, 3)
             of_x = functional.conv2d(_spread(gradient, stride, ctx.shape), turned, None, 1, padding, dilation, groups)
         if ctx.needs_input_grad[1]:
             of_weight = conv2d_weight(x, weight.shape, gradient, *ctx.geometry)

@@ -80,9 +80,9 @@ class DepthwiseSeparable(nn.Sequential):
     def forward(self, x: Tensor) -> Tensor:
         return self.norm(self.convolved(x))  # type: ignore[no-any-return]
 
-    def convolved(self, x: Tensor, norm: nn.Module | None = None, rectified: bool = False) -> Tensor:
-        """All but the batch norm, of x or of norm(x); `rectified` if x has no negative values."""
-        return self.pointwise(kernels.relu_depthwise(x, self.depthwise, norm, rectified))  # type: ignore[no-any-return]
+    def convolved(self, x: Tensor, norm: nn.Module | None = None) -> Tensor:
+        """All but the batch norm, of x or of norm(x)."""
+        return self.pointwise(kernels.relu_depthwise(x, self.depthwise, norm))  # type: ignore[no-any-return]
 
 
 class Separable(nn.Sequential):
@@ -98,12 +98,8 @@ class Separable(nn.Sequential):
         return tuple(self)  # type: ignore[return-value]
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.halves[1].norm(self.convolved(x))  # type: ignore[no-any-return]
-
-    def convolved(self, x: Tensor, rectified: bool = False) -> Tensor:
-        """All but the last batch norm; `rectified` if x has no negative values."""
         first, second = self.halves
-        return second.convolved(first.convolved(x, rectified=rectified), first.norm)
+        return second.norm(second.convolved(first.convolved(x), first.norm))  # type: ignore[no-any-return]
 
 
 def _separable(kernel: int) -> Callable[[int, int, bool], nn.Module]:

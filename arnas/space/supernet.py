@@ -1,19 +1,15 @@
 """The supernet: every edge computes all seven operations, weighted by the softmax of its architecture parameters.
 
 Paper section 3.1. A cell is computed in one of two forms that differ in rounding only: the plain one, edge by edge as
-the paper would write it, and the fast one, which shares work among the edges that leave one source.
+the paper would write it, and the fast one, which computes all edges that leave one source at once.
 """
 
 import functools
-from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from arnas import kernels, runtime
-from arnas.kernels import twins
 from arnas.space import stacked
 from arnas.space.gradients import dense_gradient
 from arnas.space.layout import EDGES, KINDS, NODES, Cell, Layout
@@ -77,28 +73,22 @@ class _SuperCell(nn.Module):
         return states[2:]
 
     def _by_source(self, inputs: tuple[Tensor, Tensor], strengths: Tensor) -> list[Tensor]:
-        """The fast form: the same sums, but what the edges that leave one source have in common is computed once, and
-        on a GPU all of them are computed at once."""
-        leave = stacked.leave if kernels.usable(inputs[0], stacked.COPIES) else _leave
+        """The fast form: the same sums, but all edges that leave one source are computed at once."""
+        by_samples = kernels.usable(inputs[0], stacked.COPIES)
+        leave, axis = (stacked.by_samples, 0) if by_samples else (stacked.by_channels, 1)
         of_edges = strengths.unbind()
         nodes: list[Tensor] = []
-        sums: Any = None  # of the nodes to come
+        sums = None  # of the nodes to come
         for source in range(NODES + 1):
             state = inputs[source] if source < 2 else nodes[source - 2]
             places = [node * (node + 3) // 2 + source for node in range(max(source - 1, 0), NODES)]
             sums = leave([self.edges[place] for place in places], state, [of_edges[place] for place in places], sums)
             if source:
-                complete, sums = _first(sums)
+                size = state.shape[axis]  # of one edge in the stack
+                complete, sums = sums.split((size, sums.shape[axis] - size), axis)
+                complete = complete.contiguous(memory_format=runtime.memory_format(complete.device))
                 nodes.append(dense_gradient(complete))
         return nodes
-
-
-def _first(sums: Any) -> tuple[Tensor, Any]:
-    """The sum of the first node, and those of the others."""
-    if isinstance(sums, Tensor):
-        first, others = sums.split((1, len(sums) - 1))  # its way back is one copy
-        return first[0], others
-    return sums[0], sums[1:]
 
 
 class _MixedOperation(nn.Module):
@@ -109,23 +99,6 @@ class _MixedOperation(nn.Module):
     def forward(self, x: Tensor, strengths: Tensor) -> Tensor:
         terms = (strength * operation(x) for strength, operation in zip(strengths, self.operations, strict=True))
         return functools.reduce(torch.add, terms)  # type: ignore[no-any-return]
-
-    def finish(self, x: Tensor, common: tuple[Tensor, ...], strengths: Tensor, total: Tensor | None) -> Tensor:
-        """`forward`, from what is in common, added to the total of other edges."""
-        max_pooled, avg_pooled, rectified = common
-        _, _, skip, *convolutions = self.operations
-        convolved = [operation.convolved(rectified, rectified=True) for operation in convolutions]  # type: ignore[operator]
-        return twins.combine(total, [max_pooled, avg_pooled, skip(x)], convolved, strengths)
-
-
-def _leave(edges: Sequence[Any], x: Tensor, strengths: Sequence[Tensor], sums: Sequence[Tensor] | None) -> list[Tensor]:
-    """What edges make of their source, one by one, added to what other edges gave. Both pools with their batch norms,
-    which have no parameters, and the ReLU before the convolutions are the same for all."""
-    common = edges[0].operations[0](x), edges[0].operations[1](x), functional.relu(x)
-    totals: Sequence[Tensor | None] = sums or [None] * len(edges)
-    return [
-        edge.finish(x, common, strength, total) for edge, strength, total in zip(edges, strengths, totals, strict=True)
-    ]
 
 
 class CellInputs(nn.Module):

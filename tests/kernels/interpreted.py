@@ -103,7 +103,7 @@ def test_the_combination_of_edges_is_torchs(shape, layout, edges, groups, first,
     arguments = None if first else total, strengths, *operations
     wanted = operations + [total] * (not first) + [strengths] * search
     with runtime.grouped(groups):
-        require_equal(edge.combine(*arguments), twins.combine_edges(*arguments), wanted, layout)
+        require_equal(edge.combine(*arguments), twins.combine(*arguments), wanted, layout)
 
 
 def test_the_twins_of_stacks_are_edges_one_by_one():
@@ -119,7 +119,7 @@ def test_the_twins_of_stacks_are_edges_one_by_one():
     separable, dilated = (random(2 * 3 * 4, 2, 5, 5) for _ in range(2))
     strengths, norm = torch.rand(3, 7, dtype=torch.float64), nn.BatchNorm2d(2, affine=False).double()
     with runtime.grouped(2):
-        found = twins.combine_edges(None, strengths, max_pooled, avg_pooled, skip, separable, dilated)
+        found = twins.combine(None, strengths, max_pooled, avg_pooled, skip, separable, dilated)
     for number, (mine, strength) in enumerate(zip(found.chunk(3), strengths, strict=True)):
         convolved = [y.chunk(6)[place] for y in (separable, dilated) for place in (number, 3 + number)]
         for group in range(2):
@@ -172,7 +172,7 @@ def test_sizes_beyond_one_program_are_summed_over_all_of_them():
     found, _ = depthwise.norm_relu_depthwise(x, gamma, beta, weights, 2, 1, 1)
     require_equal(found, expected, [x, gamma, beta, *weights])
     operations, strengths = [random(size * 2, 2, 31, 33) for size in (1, 1, 2, 4, 4)], random(2, 7, 1, 1).flatten(1)
-    found, expected = (form(None, strengths, *operations) for form in (edge.combine, twins.combine_edges))
+    found, expected = (form(None, strengths, *operations) for form in (edge.combine, twins.combine))
     require_equal(found, expected, [*operations, strengths])
 
 
@@ -272,8 +272,8 @@ def test_a_whole_supernet_has_the_same_loss_and_gradients_also_second_ones(monke
     torch.manual_seed(0)
     network = Supernet(Layout.parse("D1"), 2, 3).double()
     images, labels = torch.rand(2, 3, 4, 4, dtype=torch.float64, requires_grad=True), torch.tensor([0, 2])
-    stacks, leave = [], stacked.leave
-    monkeypatch.setattr(stacked, "leave", lambda edges, *given: stacks.append(len(edges)) or leave(edges, *given))
+    stacks, leave = [], stacked.by_samples
+    monkeypatch.setattr(stacked, "by_samples", lambda edges, *given: stacks.append(len(edges)) or leave(edges, *given))
 
     def step():
         loss = functional.cross_entropy(network(images), labels)
