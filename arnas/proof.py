@@ -40,8 +40,8 @@ _proved: set[str] = set()
 def prove(device: torch.device) -> None:
     """Compare a device's gradients with those of float64 on the CPU, on its first use with this torch and this code.
 
-    A second or two, in true fp32 and in the memory format of our networks there. What was proved is remembered in the user's
-    cache folder ($XDG_CACHE_HOME or ~/.cache), if that can be written. Random generators stay as they are.
+    A second or two, in true fp32 and in the memory format of our networks there. What was proved is remembered in the
+    user's cache folder ($XDG_CACHE_HOME or ~/.cache), if that can be written. Random generators stay as they are.
 
     Raises:
         InvalidInput: A gradient is wrong beyond rounding; the operation, the device and torch are named.

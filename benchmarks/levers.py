@@ -90,13 +90,8 @@ LEVERS = {
     "back through convolutions: turned kernels": Lever(
         EVERY, ("cpu",), {"arnas.space.gradients._turns": lambda *_: False}
     ),
-    "back through concatenations: dense gradients": Lever(
-        EVERY,
-        ("cpu",),
-        {f"arnas.space.{module}.dense_gradient": lambda x: x for module in ("supernet", "stacked", "network")},
-    ),
-    "back through batch norms: one thread where two share cache lines": Lever(
-        ("search",), ("cpu",), {"arnas.kernels.twins._sums_share_lines": lambda _: False}
+    "back through stacks: dense gradients": Lever(
+        ("search",), ("cpu",), {"arnas.space.stacked.dense_gradient": lambda x: x}
     ),
     "CUDA graphs": Lever(EVERY, ("cuda",), {"arnas.graphs._wanted": lambda _: False}),
     "Triton kernels": Lever(EVERY, ("cuda",), {"arnas.kernels.usable": lambda *_: False}),

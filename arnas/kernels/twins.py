@@ -1,8 +1,7 @@
 """What the kernels compute, in torch: to be read first, and used where there is no Triton."""
 
 import functools
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -65,22 +64,13 @@ def combine(
 
 def batch_norm(x: Tensor, gamma: Tensor | None = None, beta: Tensor | None = None) -> Tensor:
     """By the statistics of the batch, or of each of its groups."""
-    if runtime.groups() > 1 or (runtime.fast() and _sums_share_lines(x)):
-        return _BatchNorm.apply(x, gamma, beta, runtime.groups())  # type: ignore[no-any-return]
+    if runtime.groups() > 1:
+        return _GroupedNorm.apply(x, gamma, beta, runtime.groups())  # type: ignore[no-any-return]
     return functional.batch_norm(x, None, None, gamma, beta, training=True, eps=EPS)
 
 
-def _sums_share_lines(x: Tensor) -> bool:
-    """Whether torch's backward pass keeps the sums of two threads in one cache line, where they wait for each other.
-
-    With 8 channels of 32 x 32 pixels two threads took 1.5 ms, one 0.3 ms (channels_last, two x86 cores).
-    """
-    last = x.device.type == "cpu" and x.is_contiguous(memory_format=torch.channels_last)
-    return last and x.shape[1] * x.element_size() % 64 != 0
-
-
-class _BatchNorm(torch.autograd.Function):
-    """In groups, and back in one thread where two would wait for each other."""
+class _GroupedNorm(torch.autograd.Function):
+    """Groups read and write their parts of common tensors, which need not be put together."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, gamma: Tensor | None, beta: Tensor | None, groups: int) -> Tensor:
@@ -96,30 +86,19 @@ class _BatchNorm(torch.autograd.Function):
         x, gamma, *saved = ctx.saved_tensors
         groups, wanted = len(saved) // 2, list(ctx.needs_input_grad[:3])
         parts = zip(gradient.chunk(groups), x.chunk(groups), saved[::2], saved[1::2], strict=True)
-        with _one_thread() if _sums_share_lines(x) else nullcontext():
-            found = [
+        of_x, of_gamma, of_beta = zip(
+            *(
                 torch.ops.aten.native_batch_norm_backward(dy, part, gamma, None, None, *moments, True, EPS, wanted)
                 for dy, part, *moments in parts
-            ]
-        if groups == 1:
-            return *found[0], None
-        of_x, of_gamma, of_beta = zip(*found, strict=True)
+            ),
+            strict=True,
+        )
         return (
             torch.cat(of_x) if wanted[0] else None,
             functools.reduce(torch.add, of_gamma) if wanted[1] else None,
             functools.reduce(torch.add, of_beta) if wanted[2] else None,
             None,
         )
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
 
 
 def gradients(

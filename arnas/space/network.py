@@ -16,7 +16,6 @@ from arnas.space import foreign, rivals
 from arnas.space import genotype as genotypes
 from arnas.space.classifier import Classifier
 from arnas.space.genotype import Genotype
-from arnas.space.gradients import dense_gradient
 from arnas.space.layout import NODES, Cell, Layout, choose_stem_stride
 from arnas.space.operations import OPERATIONS
 from arnas.space.supernet import CellInputs
@@ -84,7 +83,7 @@ class _DerivedCell(nn.Module):
         states = list(self.inputs(before_last, last))
         for node in range(NODES):
             first, second = (self._edge(states, 2 * node + side) for side in (0, 1))
-            states.append(dense_gradient(first + second))
+            states.append(first + second)
         return torch.cat(states[2:], 1)
 
     def _edge(self, states: list[Tensor], index: int) -> Tensor:

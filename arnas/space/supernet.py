@@ -11,7 +11,6 @@ from torch import Tensor, nn
 
 from arnas import kernels, runtime
 from arnas.space import stacked
-from arnas.space.gradients import dense_gradient
 from arnas.space.layout import EDGES, KINDS, NODES, Cell, Layout
 from arnas.space.operations import OPERATIONS, BatchStatisticsNorm, FactorizedReduce, ReLUConvBN
 
@@ -86,8 +85,7 @@ class _SuperCell(nn.Module):
             if source:
                 size = state.shape[axis]  # of one edge in the stack
                 complete, sums = sums.split((size, sums.shape[axis] - size), axis)
-                complete = complete.contiguous(memory_format=runtime.memory_format(complete.device))
-                nodes.append(dense_gradient(complete))
+                nodes.append(complete.contiguous(memory_format=runtime.memory_format(complete.device)))
         return nodes
 
 

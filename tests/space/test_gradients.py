@@ -15,18 +15,18 @@ from arnas.space import gradients
 from arnas.space.gradients import Convolution, dense_gradient
 
 
-def make(kernel, stride, dilation, depthwise, bias=False):
+def make(kernel, stride, dilation, groups, bias=False):
+    """Dense (1 group), of several channels a group (2), or depthwise (6)."""
     torch.manual_seed(0)
-    outputs, groups = (6, 6) if depthwise else (4, 1)
     padding = dilation * (kernel // 2)
-    return Convolution(6, outputs, kernel, stride, padding, dilation, groups, bias).double()
+    return Convolution(6, 6 if groups == 6 else 4, kernel, stride, padding, dilation, groups, bias).double()
 
 
 geometries = {
     "kernel": st.sampled_from([1, 3, 5]),
     "stride": st.sampled_from([1, 2]),
     "dilation": st.sampled_from([1, 2]),
-    "depthwise": st.booleans(),
+    "groups": st.sampled_from([1, 2, 6]),
     "bias": st.booleans(),
 }
 
@@ -67,9 +67,9 @@ def test_the_weight_gradient_of_a_strided_1x1_convolution_of_few_channels_is_rig
 
 
 @pytest.mark.parametrize("stride", [1, 2])
-@pytest.mark.parametrize("depthwise", [True, False])
-def test_it_can_be_differentiated_twice_as_exact_hypergradients_need(stride, depthwise):
-    ours = make(3, stride, 2, depthwise)
+@pytest.mark.parametrize("groups", [1, 2, 6])
+def test_it_can_be_differentiated_twice_as_exact_hypergradients_need(stride, groups):
+    ours = make(3, stride, 2, groups)
     inputs = torch.randn(2, 6, 5, 4, dtype=torch.float64, requires_grad=True), ours.weight
 
     def output(x, weight):
@@ -79,32 +79,12 @@ def test_it_can_be_differentiated_twice_as_exact_hypergradients_need(stride, dep
     assert gradgradcheck(output, inputs)
 
 
-@given(
-    batch=st.integers(1, 3), channels=st.sampled_from([1, 3, 6, 8, 16]), side=st.integers(2, 5), scaled=st.booleans()
-)
-def test_batch_norm_and_all_its_gradients_are_those_of_torch(batch, channels, side, scaled):
-    images = torch.randn(batch, channels, side, side + 1, dtype=torch.float64).to(memory_format=torch.channels_last)
-    inputs = [images.requires_grad_()]
-    inputs += [torch.randn(channels, dtype=torch.float64, requires_grad=True) for _ in range(2 * scaled)]
-    output = twins.batch_norm(*inputs)
-    expected = nn.functional.batch_norm(images, None, None, *inputs[1:], training=True)
-    direction = torch.randn_like(output)
-    found, wanted = (torch.autograd.grad(y, inputs, direction) for y in (output, expected))
-    torch.testing.assert_close((output, *found), (expected, *wanted), rtol=0, atol=1e-12)
-
-
-def test_batch_norm_can_be_differentiated_twice():
-    images = torch.randn(2, 3, 3, 4, dtype=torch.float64).to(memory_format=torch.channels_last).requires_grad_()
+def test_batch_norm_in_groups_can_be_differentiated_twice():
+    images = torch.randn(4, 3, 3, 4, dtype=torch.float64).to(memory_format=torch.channels_last).requires_grad_()
     scale, shift = (torch.randn(3, dtype=torch.float64, requires_grad=True) for _ in range(2))
-    assert gradcheck(twins.batch_norm, (images, scale, shift))
-    assert gradgradcheck(twins.batch_norm, (images, scale, shift))
-
-
-def test_after_its_way_back_torch_has_its_threads_again(monkeypatch):
-    before, threads = torch.get_num_threads(), []
-    monkeypatch.setattr(torch, "set_num_threads", threads.append)
-    twins.batch_norm(torch.randn(2, 3, 3, 4, requires_grad=True).to(memory_format=torch.channels_last)).sum().backward()
-    assert threads == [1, before]
+    with runtime.grouped(2):
+        assert gradcheck(twins.batch_norm, (images, scale, shift))
+        assert gradgradcheck(twins.batch_norm, (images, scale, shift))
 
 
 @pytest.mark.parametrize("form", [torch.channels_last, torch.contiguous_format])
@@ -121,7 +101,7 @@ def test_a_node_is_given_its_gradient_in_one_piece_and_not_as_a_slice(form, monk
 
 
 def test_an_attack_keeps_no_input_for_the_way_back():
-    ours = make(5, 1, 2, True).requires_grad_(False)
+    ours = make(5, 1, 2, 6).requires_grad_(False)
     images = torch.randn(2, 6, 8, 8, dtype=torch.float64, requires_grad=True)
     assert ours(images).grad_fn.saved_tensors[0] is None
 
@@ -129,7 +109,7 @@ def test_an_attack_keeps_no_input_for_the_way_back():
 def test_the_plain_form_is_torchs_own(monkeypatch):
     monkeypatch.setattr(gradients, "_Turning", None)
     monkeypatch.setenv("ARNAS_FORM", "plain")
-    make(3, 1, 1, True)(torch.ones(1, 6, 4, 4, dtype=torch.float64))
+    make(3, 1, 1, 6)(torch.ones(1, 6, 4, 4, dtype=torch.float64))
 
 
 def test_a_form_that_is_none_is_refused(monkeypatch):
