@@ -48,16 +48,9 @@ START_UP = {
 
 def main(arguments: list[str] | None = None) -> int:
     """Measure what the command line asks for; returns the exit status, 1 if a case failed."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    parser = parser_of("python -m benchmarks", __doc__)
     things = [*KINDS, "kernels", "start-up"]
     parser.add_argument("--only", nargs="+", choices=things, default=things, help="what to measure (all of it)")
-    parser.add_argument(
-        "--device", default="auto", help="cpu, cuda, cuda:N, or auto: a GPU if there is one, and the CPU"
-    )
-    parser.add_argument(
-        "--small", action="store_true", help="tiny sizes, to see that all works; goes to out/benchmarks"
-    )
-    parser.add_argument("--output", type=Path, help="folder of results/ and the page (default: benchmarks)")
     parser.add_argument("--page", action="store_true", help="write the page anew and measure nothing")
     told = parser.parse_args(arguments)
     output = told.output or ROOT / ("out/benchmarks" if told.small else "benchmarks")
@@ -67,10 +60,13 @@ def main(arguments: list[str] | None = None) -> int:
             cases = [case for case in (SMALL if told.small else CASES[device.type]) if case.kind in told.only]
             path = output / "results" / file_name(device)
             seconds = 0 if told.small else min(SECONDS[device.type], until - time.monotonic())
-            result = run(cases, device, seconds, until, path)
+            if cases or not path.exists():
+                result = run(cases, device, seconds, until, path)
+            else:  # what is measured now is added
+                result = json.loads(path.read_text(encoding="utf-8"))
             failed |= any("failed" in case for case in result["cases"])
-            if "kernels" in told.only and kernels.usable(torch.ones(1, 1, 2, 2, device=device)):
-                result["kernels"] = bandwidths.measure(device, gpu.bandwidth(device))
+            if "kernels" in told.only and not told.small:
+                result |= shares(device)
                 write(path, result)
             if "start-up" in told.only:
                 write(path, result | {"start_up": start_up(device, 1 if told.small else 3)})
@@ -78,6 +74,19 @@ def main(arguments: list[str] | None = None) -> int:
     page.write(output)
     print(f"{output / 'README.md'} shows the results.")
     return int(failed)
+
+
+def parser_of(program: str, description: str | None) -> argparse.ArgumentParser:
+    """What the command lines of the benchmarks have in common."""
+    parser = argparse.ArgumentParser(prog=program, description=description)
+    parser.add_argument(
+        "--device", default="auto", help="cpu, cuda, cuda:N, or auto: a GPU if there is one, and the CPU"
+    )
+    parser.add_argument(
+        "--small", action="store_true", help="tiny sizes, to see that all works; goes to out/benchmarks"
+    )
+    parser.add_argument("--output", type=Path, help="folder of results/ and the page (default: benchmarks)")
+    return parser
 
 
 def devices(name: str) -> Iterator[torch.device]:
@@ -106,10 +115,27 @@ def run(cases: list[Case], device: torch.device, seconds: float, until: float, p
                 figures |= more
                 write(path, result)
         except Exception as error:  # whatever it is, the other cases can still be measured
-            figures["failed"] = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
+            figures["failed"] = reason(error)
             say(f"  failed: {figures['failed']}")
         write(path, result)
     return result
+
+
+def reason(error: Exception) -> str:
+    """An error in one line."""
+    return f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
+
+
+def shares(device: torch.device) -> dict:
+    """Which share of the bandwidth our kernels reach, where they compute."""
+    if not kernels.usable(torch.ones(1, 1, 2, 2, device=device)):
+        return {}
+    say(f"our kernels' shares of the bandwidth, on {device}")
+    try:
+        return {"kernels": bandwidths.measure(device, gpu.bandwidth(device))}
+    except Exception as error:  # whatever it is, what was measured stays, and the CPU comes yet
+        say(f"  failed: {reason(error)}")
+        return {}
 
 
 def measure(case: Case, device: torch.device, seconds: float) -> Iterator[dict]:

@@ -1,6 +1,6 @@
 """Which share of a GPU's bandwidth each Triton kernel reaches: the bytes that it has to move, by the time it takes.
 
-At the size of the search's first cells, with so many images that nothing stays in the cache.
+At the size of the search's first cells, with so many images that no stack stays in the cache.
 """
 
 from collections.abc import Callable, Iterator

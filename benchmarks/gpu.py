@@ -45,13 +45,14 @@ def bandwidth(device: torch.device) -> float:
     source = torch.zeros(2**30, dtype=torch.uint8, device=device)
     target = torch.empty_like(source)
     best = float("inf")
-    for _ in range(10):
-        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        start.record()
-        target.copy_(source)
-        end.record()
-        torch.cuda.synchronize(device)
-        best = min(best, start.elapsed_time(end) / 1000)
+    with torch.cuda.device(device):
+        for _ in range(10):
+            start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            start.record()
+            target.copy_(source)
+            end.record()
+            torch.cuda.synchronize(device)
+            best = min(best, start.elapsed_time(end) / 1000)
     return 2 * source.nbytes / best
 
 

@@ -5,7 +5,6 @@ to the same without it, in float64, at a small size; then it runs with and witho
 are results/levers-DEVICE.json, after every lever anew, and the page; about twelve minutes on two cores.
 """
 
-import argparse
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
@@ -20,7 +19,22 @@ from torch import Tensor, nn
 from arnas.attacks import frozen
 from arnas.search.hypergradient import hypergradients
 from benchmarks import page
-from benchmarks.__main__ import ROOT, ROUNDING, Step, about, devices, file_name, pairs, say, size, spread, warm, write
+from benchmarks.__main__ import (
+    ROOT,
+    ROUNDING,
+    Step,
+    about,
+    devices,
+    file_name,
+    pairs,
+    parser_of,
+    reason,
+    say,
+    size,
+    spread,
+    warm,
+    write,
+)
 from benchmarks.cases import CASES, KINDS, SMALL, Case, batches, begin
 
 #: What is measured, the first case of each; two attacks pass through the same network, and a CPU has time for one
@@ -91,7 +105,7 @@ LEVERS = {
         EVERY, ("cpu",), {"arnas.space.gradients._turns": lambda *_: False}
     ),
     "back through stacks: dense gradients": Lever(
-        ("search",), ("cpu",), {"arnas.space.stacked.dense_gradient": lambda x: x}
+        ("search",), ("cpu",), {"arnas.space.stacked._with_gradient_alike": lambda x: x}
     ),
     "CUDA graphs": Lever(EVERY, ("cuda",), {"arnas.graphs._wanted": lambda _: False}),
     "Triton kernels": Lever(EVERY, ("cuda",), {"arnas.kernels.usable": lambda *_: False}),
@@ -109,21 +123,12 @@ def without(lever: Lever) -> Iterator[None]:
 
 def main(arguments: list[str] | None = None) -> int:
     """Measure the levers of the devices that the command line asks for; returns the exit status, 1 if one failed."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.levers", description=__doc__)
-    parser.add_argument(
-        "--device", default="auto", help="cpu, cuda, cuda:N, or auto: a GPU if there is one, and the CPU"
-    )
-    parser.add_argument(
-        "--small", action="store_true", help="tiny sizes, to see that all works; goes to out/benchmarks"
-    )
-    parser.add_argument("--output", type=Path, help="folder of results/ and the page (default: benchmarks)")
-    told = parser.parse_args(arguments)
+    told = parser_of("python -m benchmarks.levers", __doc__).parse_args(arguments)
     output, failed = told.output or ROOT / ("out/benchmarks" if told.small else "benchmarks"), False
     for device in devices(told.device):
         path = output / "results" / f"levers-{file_name(device)}"
-        kind = device.type
-        cases = [next(case for case in CASES[kind] if case.kind == measured) for measured in MEASURED[kind]]
-        result = run(SMALL, device, 0, path) if told.small else run(cases, device, SECONDS[kind], path)
+        cases = [next(case for case in CASES[device.type] if case.kind == kind) for kind in MEASURED[device.type]]
+        result = run(SMALL, device, 0, path) if told.small else run(cases, device, SECONDS[device.type], path)
         failed |= any("failed" in figures for figures in result["levers"])
         print(f"{path} has the figures.")
     page.write(output)
@@ -147,7 +152,7 @@ def run(cases: Sequence[Case], device: torch.device, seconds: float, path: Path)
                 found[-1] |= measure(lever, case, device, seconds, expected)
                 say(f"  {name}: {found[-1]['ratio']['median']:.2f}x as long")
             except Exception as error:  # whatever it is, the other levers can still be measured
-                found[-1]["failed"] = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
+                found[-1]["failed"] = reason(error)
                 say(f"  {name}: failed: {found[-1]['failed']}")
             write(path, result)
     return result

@@ -26,7 +26,7 @@ from all such files.
 - On a GPU, kernels and busy time are those of one step as the profiler saw it, copies included, and memory is the peak
   of the first step. The floor is the time that the bytes of the convolutions of our step take at the speed of a copy,
   when each convolution reads and writes each of its tensors once; a form's share of it is that time by its busy time.
-  Kernels of our own are also measured alone, on tensors that no cache holds, against the speed of a copy.
+  Kernels of our own are also measured alone, on stacks that no cache holds, against the speed of a copy.
 """
 
 
@@ -115,7 +115,10 @@ def table(columns: list[str], rows: list[list[str]]) -> str:
 
 
 def ratio(spread: dict) -> str:
-    return f"**{spread['median']:.2f}x** ({spread['min']:.2f} to {spread['max']:.2f})"
+    """The median in bold where no pair says the contrary."""
+    median = f"{spread['median']:.2f}x"
+    shown = f"**{median}**" if spread["min"] > 1 or spread["max"] < 1 else median
+    return f"{shown} ({spread['min']:.2f} to {spread['max']:.2f})"
 
 
 def both(sides: dict, name: str, form: str) -> str:

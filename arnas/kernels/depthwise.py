@@ -10,9 +10,11 @@ A program computes 512 pixels of one channel in one group; neighbours find their
 
 Bytes of one of the J launches, where X and Y are those of its x and y:
     forward          X + Y; with a batch norm 2 X + Y
-    input gradient   2 X + Y (x gives the ReLU's mask); with a batch norm 5 X + Y; without, all but the first read
-                     and write X once more
-    weight gradient  X + Y, in up to 1024 programs whose sums are added in a fixed order: no run differs from the next
+    input gradient   2 X + Y (x gives the ReLU's mask); with a batch norm 5 X + Y; without, all but the first read X
+                     once more
+    weight gradient  X + Y, in up to 1024 programs for each group of each set, whose sums are added in a fixed order: no
+                     run differs from the next
+where an x that all sets read comes from the cache after the first.
 
 Measured (H100, torch 2.11, prototype, search step with C=24, L=8, batch 32): forward 20 us a launch and with a batch
 norm 47 us, input gradient 45 and 50 us, weight gradient 44 and 165 us; a launch took both kernel sizes there. The
@@ -55,7 +57,7 @@ def _relu(x):
 
 
 @triton.jit
-def _forward(
+def _depthwise(
     x, table, gamma, beta, weight, y, C, SIZE, IMAGES, GROUPS,
     H: tl.constexpr, W: tl.constexpr, OH: tl.constexpr, OW: tl.constexpr,
     K: tl.constexpr, S: tl.constexpr, D: tl.constexpr, BLOCK: tl.constexpr,
@@ -82,7 +84,7 @@ def _forward(
 
 
 @triton.jit
-def _input_gradient(
+def _depthwise_input_gradient(
     dy, x, table, gamma, beta, weight, dx, sums, C, SIZE, IMAGES, GROUPS, SETS,
     H: tl.constexpr, W: tl.constexpr, OH: tl.constexpr, OW: tl.constexpr,
     K: tl.constexpr, S: tl.constexpr, D: tl.constexpr, ADD: tl.constexpr, BLOCK: tl.constexpr,
@@ -123,7 +125,7 @@ def _input_gradient(
 
 
 @triton.jit
-def _norm_gradient(dx, x, table, gamma, sums, C, SIZE, PLANE: tl.constexpr, BLOCK: tl.constexpr):
+def _norm_input_gradient(dx, x, table, gamma, sums, C, SIZE, PLANE: tl.constexpr, BLOCK: tl.constexpr):
     """From the gradient of the norm's output, in place, that of its input."""
     c = tl.program_id(1)
     group = tl.program_id(2)
@@ -138,7 +140,7 @@ def _norm_gradient(dx, x, table, gamma, sums, C, SIZE, PLANE: tl.constexpr, BLOC
 
 
 @triton.jit
-def _weight_gradient(
+def _depthwise_weight_gradient(
     dy, x, table, gamma, beta, sums, C, SIZE, IMAGES, ROUNDS,
     H: tl.constexpr, W: tl.constexpr, OH: tl.constexpr, OW: tl.constexpr,
     K: tl.constexpr, S: tl.constexpr, D: tl.constexpr, TAPS: tl.constexpr, BLOCK: tl.constexpr,
@@ -207,7 +209,7 @@ class _Convolutions:
         grid = triton.cdiv(pixels, PIXELS), self.channels, self.sets * self.groups
         with torch.cuda.device_of(y):
             for kind, weight in enumerate(self.weights):
-                _forward[grid](
+                _depthwise[grid](
                     self._of_x(self.x, kind), self._part(self.table, kind), *self.affine, weight, self._part(y, kind),
                     self.channels, pixels, self.images, self.groups, *self.geometry[kind], PIXELS, num_warps=8,
                 )  # fmt: skip
@@ -223,7 +225,7 @@ class _Convolutions:
         parts = None if self.shared else dx.new_empty(self.kinds * groups, blocks, self.channels, 2)
         with torch.cuda.device_of(dx):
             for kind, weight in enumerate(self.weights):
-                _input_gradient[blocks, self.channels, groups](
+                _depthwise_input_gradient[blocks, self.channels, groups](
                     self._part(dy, kind), self._of_x(self.x, kind), self._part(self.table, kind), *self.affine, weight,
                     self._of_x(dx, kind), self._part(parts, kind), self.channels, pixels, self.images, self.groups,
                     self.sets if self.shared else 1, *self.geometry[kind],
@@ -231,7 +233,7 @@ class _Convolutions:
                 )  # fmt: skip
             if parts is not None:
                 sums = parts.sum(1)
-                _norm_gradient[blocks, self.channels, self.kinds * groups](
+                _norm_input_gradient[blocks, self.channels, self.kinds * groups](
                     dx, self.x, self.table, self.affine[0], sums, self.channels, pixels, plane, PIXELS
                 )
         return dx, sums
@@ -245,7 +247,7 @@ class _Convolutions:
             for kind, weight in enumerate(self.weights):
                 taps = weight.shape[-1] ** 2
                 sums = dy.new_empty(groups, parts, self.channels, taps)
-                _weight_gradient[self.channels, parts, groups](
+                _depthwise_weight_gradient[self.channels, parts, groups](
                     self._part(dy, kind), self._of_x(self.x, kind), self._part(self.table, kind), *self.affine, sums,
                     self.channels, pixels, self.images, triton.cdiv(blocks, parts), *self.geometry[kind],
                     triton.next_power_of_2(taps), WEIGHT_PIXELS, num_warps=8,

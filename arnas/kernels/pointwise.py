@@ -4,10 +4,11 @@ Computes dw = sum over samples of dy[n] @ x[n]^T from dy [N, O, P] and x [N, I, 
 only O * I results. cuBLAS gave it to few programs and took 370 us each (H100, torch 2.11, prototype, C=24 L=8 search
 step). As a batched product of one sample each, followed by their sum, it needs no copy and no Triton.
 
-A stack of E of them, on a set of samples each or all on the same, is one such batched product in every direction.
+A stack of E of them, on a set of samples each or all on the same, is one such batched product in every direction; for
+it torch copies the weights to [E * N, O, I], and images that are shared to [E * N, I, P].
 
-Bytes: x and dy once, and N * O * I for the parts. Measured: this split is not; the prototype's, into parts of at least
-256 pixels, was part of all 1x1 products, which took 20% of the step.
+Bytes: x and dy once, and N * O * I for the parts, and for the copies. Measured: this split is not; the prototype's,
+into parts of at least 256 pixels, was part of all 1x1 products, which took 20% of the step.
 """
 
 from typing import Any

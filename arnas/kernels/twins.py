@@ -105,6 +105,8 @@ def gradients(
     twin: Callable[..., Tensor], inputs: Sequence[Any], needed: Sequence[bool], gradient: Tensor
 ) -> tuple[Tensor | None, ...]:
     """The gradients of a twin's inputs, as functions of inputs and gradient that torch can differentiate again."""
+    if not any(needed):
+        return (None,) * len(inputs)
     with torch.enable_grad():
         # inputs may depend on each other; as views, each has a gradient of its own
         views = [value.view_as(value) if isinstance(value, Tensor) else value for value in inputs]

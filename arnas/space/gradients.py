@@ -4,8 +4,6 @@ The gradient of a convolution's input is the output's gradient, spread over the 
 with the kernel turned by 180 degrees (where groups have several channels, with these exchanged). On a CPU torch takes
 another way: for dilated depthwise kernels 4 to 9 times as long, with stride 2 some 20 times (channels_last, on two x86
 cores). On a GPU it is the weight gradient of 1x1 convolutions that takes long, see `arnas.kernels.pointwise`.
-
-Batch norm's backward pass takes 8 times as long where the gradient is a slice of channels, as behind a concatenation.
 """
 
 from typing import Any
@@ -94,12 +92,3 @@ def _spread(gradient: Tensor, stride: tuple[int, int], shape: torch.Size) -> Ten
         spread = spread.to(memory_format=torch.channels_last)
     spread[:, :, :: stride[0], :: stride[1]] = gradient
     return spread
-
-
-def dense_gradient(x: Tensor) -> Tensor:
-    """x itself, whose gradient will come in the memory format of x and not as a slice of a larger tensor."""
-    if runtime.fast() and x.requires_grad:
-        last = x.is_contiguous(memory_format=torch.channels_last)
-        memory_format = torch.channels_last if last else torch.contiguous_format
-        x.register_hook(lambda gradient: gradient.contiguous(memory_format=memory_format))
-    return x

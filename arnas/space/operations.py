@@ -48,9 +48,14 @@ class FactorizedReduce(nn.Module):
         self.norm = batch_norm(channels, affine)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = functional.relu(x)
-        shifted = functional.pad(x, (0, 1, 0, 1))[:, :, 1:, 1:]  # padded, so that odd sizes fit too
+        x, shifted = self.views(x)
         return self.norm(torch.cat([self.even(x), self.odd(shifted)], 1))  # type: ignore[no-any-return]
+
+    @staticmethod
+    def views(x: Tensor) -> tuple[Tensor, Tensor]:
+        """What the two convolutions see."""
+        x = functional.relu(x)
+        return x, functional.pad(x, (0, 1, 0, 1))[:, :, 1:, 1:]  # padded, so that odd sizes fit too
 
 
 class DepthwiseSeparable(nn.Sequential):

@@ -16,7 +16,7 @@ from torch.nn import functional
 
 from arnas import runtime
 from arnas.kernels import pointwise, twins
-from arnas.space.gradients import convolve, dense_gradient
+from arnas.space.gradients import convolve
 
 #: How many times the size of its source a stack may have: two kernel sizes of four edges
 COPIES = 8
@@ -45,14 +45,14 @@ def by_channels(edges: Sequence[Any], x: Tensor, strengths: Sequence[Tensor], to
         terms.append(twins.batch_norm(_separable(y, *second, 1, 1), scales[3 + size]))
         terms.append(twins.batch_norm(_separable(rectified, *only, stride, 2), scales[5 + size]))
     if stride > 1:
-        halves = [_convolve(half, weights, 1) for half, weights in _halves(x, edges)]
+        halves = [_convolve(half, weights, 1) for half, weights in _skips(x, edges)]
         parts = zip(*(half.chunk(len(edges), 1) for half in halves), strict=True)
         terms.append(twins.batch_norm(torch.cat([half for edge in parts for half in edge], 1), scales[2]))
     sums = functools.reduce(torch.add, terms)
     shared = [operation(x) for operation in edges[0].operations[: 3 if stride == 1 else 2]]
     for y, scale in zip(shared, scales, strict=False):
         sums = torch.addcmul(sums, torch.cat([y] * len(edges), 1), scale[:, None, None])
-    return dense_gradient(sums)
+    return _with_gradient_alike(sums)
 
 
 def by_samples(edges: Sequence[Any], x: Tensor, strengths: Sequence[Tensor], total: Tensor | None) -> Tensor:
@@ -67,10 +67,20 @@ def by_samples(edges: Sequence[Any], x: Tensor, strengths: Sequence[Tensor], tot
     z = pointwise.stacked(depthwise.relu_depthwise(x, only[:2], stride, 2), only[2])
     skip = x
     if stride > 1:
-        halves = [pointwise.stacked(half, weights, shared=True) for half, weights in _halves(x, edges)]
+        halves = [pointwise.stacked(half, weights, shared=True) for half, weights in _skips(x, edges)]
         with runtime.grouped(len(edges) * runtime.groups()):
             skip = twins.batch_norm(torch.cat(halves, 1))
     return edge.combine(total, torch.stack(list(strengths)), max_pool(x), avg_pool(x), skip, y, z)
+
+
+def _with_gradient_alike(x: Tensor) -> Tensor:
+    """x itself, whose gradient will come in the memory format of x: some come in another one, in which the way back
+    would go on, through batch norms several times as slow."""
+    if x.requires_grad:
+        last = x.is_contiguous(memory_format=torch.channels_last)
+        memory_format = torch.channels_last if last else torch.contiguous_format
+        x.register_hook(lambda gradient: gradient.contiguous(memory_format=memory_format))
+    return x
 
 
 def _weights(edges: Sequence[Any]) -> list[list[Tensor]]:
@@ -86,12 +96,11 @@ def _weights(edges: Sequence[Any]) -> list[list[Tensor]]:
     return [stacks[place : place + 3] for place in range(0, len(stacks), 3)]
 
 
-def _halves(x: Tensor, edges: Sequence[Any]) -> list[tuple[Tensor, Tensor]]:
+def _skips(x: Tensor, edges: Sequence[Any]) -> list[tuple[Tensor, Tensor]]:
     """What strided skip connections, each a `FactorizedReduce`, convolve, and the weights, [E, C / 2, C]."""
-    x = functional.relu(x)
-    shifted = functional.pad(x, (0, 1, 0, 1))[:, :, 1:, 1:]
     skips = [mixed.operations[2] for mixed in edges]
     even, odd = _stacks([[getattr(skip, side).weight.flatten(1) for skip in skips] for side in ("even", "odd")])
+    x, shifted = skips[0].views(x)
     return [(x[:, :, ::2, ::2], even), (shifted[:, :, ::2, ::2], odd)]
 
 

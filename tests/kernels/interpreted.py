@@ -219,8 +219,8 @@ def test_a_norm_over_several_processes_computes_its_statistics_itself():
 
 
 KERNELS = {
-    depthwise: ("_forward", "_input_gradient", "_norm_gradient", "_weight_gradient"),
-    edge: ("_forward", "_sums", "_gradients", "_shared_gradients"),
+    depthwise: ("_depthwise", "_depthwise_input_gradient", "_norm_input_gradient", "_depthwise_weight_gradient"),
+    edge: ("_combine", "_combine_sums", "_combine_gradients", "_combine_shared_gradients"),
     norm: ("_statistics",),
 }
 
@@ -249,6 +249,8 @@ def test_kernels_are_for_the_fast_form_and_what_they_can_do(monkeypatch):
     x = torch.ones(1, 1, 2, 2)
     assert kernels.usable(x) and kernels.usable(x.double())
     assert not any(kernels.usable(y) for y in (x.half(), x.bfloat16(), x[:0]))
+    large = torch.empty(1).expand(2**28, 1, 1, 1)
+    assert kernels.usable(large) and kernels.usable(large, 7) and not kernels.usable(large, stacked.COPIES)
     monkeypatch.setenv("ARNAS_FORM", "plain")
     assert not kernels.usable(x)
 
@@ -294,8 +296,8 @@ def test_a_whole_supernet_has_the_same_loss_and_gradients_also_second_ones(monke
 
 def test_two_batches_pass_a_whole_supernet_as_one_and_do_not_see_each_other(monkeypatch):
     torch.manual_seed(0)
-    network = Supernet(Layout.parse("D1"), 2, 3).double()
-    images = torch.rand(4, 3, 4, 4, dtype=torch.float64, requires_grad=True)
+    network = Supernet(Layout.parse("D1"), 3, 3).double()
+    images = torch.rand(4, 3, 5, 7, dtype=torch.float64, requires_grad=True)
     wanted = [images, *network.parameters()]
 
     def gradients(logits):

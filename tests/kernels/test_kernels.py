@@ -17,24 +17,36 @@ NO_NORM = dict.fromkeys(("table", "gamma", "beta"))
 COUNTS = ("C", "SIZE", "ROUNDS", "IMAGES", "GROUPS", "SETS", "EDGES")
 
 #: file, kernel, its constants, warps: the largest kernels of each kind, also on a strided edge
-COMPILED = [
-    (file, kernel, shape | constants, warps)
-    for shape in (IMAGE | {"K": 5}, IMAGE | {"K": 5, "OH": 16, "OW": 16, "S": 2, "D": 2}, IMAGE | {"K": 3})
-    for file, kernel, constants, warps in [
-        ("depthwise", "_forward", {"BLOCK": 512}, 8),
-        ("depthwise", "_forward", {"BLOCK": 512} | NO_NORM, 8),
-        ("depthwise", "_input_gradient", {"BLOCK": 512, "ADD": False, "SETS": 1}, 8),
-        ("depthwise", "_input_gradient", {"BLOCK": 512, "ADD": True, "sums": None} | NO_NORM, 8),
-        ("depthwise", "_weight_gradient", {"BLOCK": 256, "TAPS": 32}, 8),
+COMPILED = (
+    [
+        (file, kernel, shape | constants, warps)
+        for shape in (IMAGE | {"K": 5}, IMAGE | {"K": 5, "OH": 16, "OW": 16, "S": 2, "D": 2}, IMAGE | {"K": 3})
+        for file, kernel, constants, warps in [
+            ("depthwise", "_depthwise", {"BLOCK": 512}, 8),
+            ("depthwise", "_depthwise", {"BLOCK": 512} | NO_NORM, 8),
+            ("depthwise", "_depthwise_input_gradient", {"BLOCK": 512, "ADD": False, "SETS": 1}, 8),
+            ("depthwise", "_depthwise_input_gradient", {"BLOCK": 512, "ADD": True, "sums": None} | NO_NORM, 8),
+            ("depthwise", "_depthwise_weight_gradient", {"BLOCK": 256, "TAPS": 32}, 8),
+        ]
     ]
-] + [
-    ("depthwise", "_norm_gradient", {"PLANE": 1024, "BLOCK": 512}, 4),
-    ("norm", "_statistics", {"PLANE": 1024, "BLOCK": 4096, "EPS": 1e-5}, 8),
-    ("edge", "_forward", {"PLANE": 1024, "BLOCK": 1024, "SHARED": True}, 8),
-    ("edge", "_sums", {"PLANE": 1024, "BLOCK": 1024, "SHARED": True, "STRENGTHS": True}, 8),
-    ("edge", "_gradients", {"PLANE": 1024, "BLOCK": 1024}, 4),
-    ("edge", "_shared_gradients", {"PLANE": 1024, "BLOCK": 1024}, 8),
-]
+    + [
+        ("depthwise", "_norm_input_gradient", {"PLANE": 1024, "BLOCK": 512}, 4),
+        ("norm", "_statistics", {"PLANE": 1024, "BLOCK": 4096, "EPS": 1e-5}, 8),
+    ]
+    + [
+        ("edge", kernel, {"PLANE": 1024, "BLOCK": 1024} | constants, warps)
+        for kernel, constants, warps in [
+            ("_combine", {"SHARED": True}, 8),
+            ("_combine", {"SHARED": False, "total": None}, 8),  # a strided first source
+            ("_combine_sums", {"SHARED": True, "STRENGTHS": True}, 8),
+            ("_combine_sums", {"SHARED": False, "STRENGTHS": False}, 8),
+            ("_combine_gradients", {}, 4),
+            ("_combine_gradients", {"d_skip": None}, 4),
+            ("_combine_shared_gradients", {}, 8),
+            ("_combine_shared_gradients", {"d_skip": None, "EDGES": 1}, 8),
+        ]
+    ]
+)
 
 
 @pytest.fixture(scope="module")
@@ -129,7 +141,7 @@ def test_a_triton_without_a_listener_is_no_error(triton, monkeypatch):
 
 def test_a_kernel_that_spills_would_be_noticed(triton, tmp_path):
     constants = IMAGE | {"K": 5, "BLOCK": 1024} | NO_NORM
-    assert spills(resources(triton, "depthwise", "_forward", constants, 1, "fp32", tmp_path / "kernel.cubin"))
+    assert spills(resources(triton, "depthwise", "_depthwise", constants, 1, "fp32", tmp_path / "kernel.cubin"))
 
 
 @pytest.mark.parametrize("number", ["fp32", "fp64"])

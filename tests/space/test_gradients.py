@@ -11,8 +11,8 @@ from arnas import runtime
 from arnas.errors import InvalidInput
 from arnas.kernels import twins
 from arnas.runtime import fast
-from arnas.space import gradients
-from arnas.space.gradients import Convolution, dense_gradient
+from arnas.space import gradients, stacked
+from arnas.space.gradients import Convolution
 
 
 def make(kernel, stride, dilation, groups, bias=False):
@@ -88,16 +88,13 @@ def test_batch_norm_in_groups_can_be_differentiated_twice():
 
 
 @pytest.mark.parametrize("form", [torch.channels_last, torch.contiguous_format])
-def test_a_node_is_given_its_gradient_in_one_piece_and_not_as_a_slice(form, monkeypatch):
-    other = torch.randn(2, 3, 4, 5).to(memory_format=form)
-    for name in ("fast", "plain"):
-        monkeypatch.setenv("ARNAS_FORM", name)
-        node = dense_gradient(torch.randn(2, 3, 4, 5).to(memory_format=form).requires_grad_() * 1)
-        came = []
-        node.register_hook(came.append)
-        torch.cat([node, other], 1).square().sum().backward()
-        torch.testing.assert_close(came[0], 2 * node)
-        assert came[0].is_contiguous(memory_format=form) == (name == "fast")
+@pytest.mark.parametrize("came", [torch.channels_last, torch.contiguous_format])
+def test_a_stack_is_given_its_gradient_in_its_own_memory_format(form, came):
+    x = torch.randn(2, 3, 4, 5).to(memory_format=form).requires_grad_() * 1
+    found, gradient = [], torch.randn(2, 3, 4, 5).to(memory_format=came)
+    stacked._with_gradient_alike(x).register_hook(found.append)
+    torch.autograd.backward(x, gradient)
+    assert torch.equal(found[0], gradient) and found[0].is_contiguous(memory_format=form)
 
 
 def test_an_attack_keeps_no_input_for_the_way_back():
