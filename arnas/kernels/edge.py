@@ -241,15 +241,6 @@ class _Combine(torch.autograd.Function):
 _twin = functools.partial(twins.combine, None)  # without a total, through which the gradient goes as it is
 
 
-def combine(
-    total: Tensor | None,
-    strengths: Tensor,
-    max_pooled: Tensor,
-    avg_pooled: Tensor,
-    skip: Tensor,
-    separable: Tensor,
-    dilated: Tensor,
-) -> Tensor:
-    """As `arnas.kernels.twins.combine`, whose batch norms take each group of an edge's samples alone."""
-    operations = max_pooled, avg_pooled, skip, separable, dilated
+def combine(total: Tensor | None, strengths: Tensor, *operations: Tensor) -> Tensor:
+    """As `arnas.kernels.twins.combine`, of the same arguments, all by position."""
     return _Combine.apply(runtime.groups(), total, strengths, *operations)  # type: ignore[no-any-return]

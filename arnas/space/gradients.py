@@ -16,11 +16,13 @@ from torch.nn.grad import conv2d_weight
 from arnas import kernels, runtime
 from arnas.kernels import pointwise
 
+Pair = tuple[int, int]
+
 
 class Convolution(nn.Conv2d):
     """nn.Conv2d with the faster way back where there is one; see `runtime.fast`."""
 
-    padding: tuple[int, int]  # never "same" or "valid" here
+    padding: Pair  # never "same" or "valid" here
 
     def forward(self, x: Tensor) -> Tensor:
         if kernels.usable(x) and self.kernel_size == (1, 1):
@@ -39,15 +41,12 @@ def convolve(x: Tensor, weight: Tensor, bias: Tensor | None, *geometry: Any) -> 
     Args:
         geometry: Stride, padding and dilation, a pair each, and the number of groups.
     """
-    if runtime.fast() and x.device.type == "cpu" and _turns(weight, *geometry):
+    if runtime.fast() and x.device.type == "cpu" and _turns(weight, *geometry[:3]):
         return _Turning.apply(x, weight, bias, geometry)  # type: ignore[no-any-return]
     return functional.conv2d(x, weight, bias, *geometry)
 
 
-Pair = tuple[int, int]
-
-
-def _turns(weight: Tensor, stride: Pair, padding: Pair, dilation: Pair, groups: int) -> bool:
+def _turns(weight: Tensor, stride: Pair, padding: Pair, dilation: Pair) -> bool:
     """Whether the turned kernel is the faster way: the convolution keeps the size but for the stride, and has a
     dilation where it has a stride."""
     kept = all(
