@@ -1,4 +1,4 @@
-"""What the kernels compute, in torch: to be read first, and used where there is no Triton."""
+"""What the kernels compute, in torch: to be read first, and the way to second derivatives; and all batch norms."""
 
 import functools
 from collections.abc import Callable, Sequence
